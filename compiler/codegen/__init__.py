@@ -1,0 +1,1 @@
+"""Code generation: a lowered program into the files a runtime executes."""

@@ -1,0 +1,34 @@
+"""The protocol a backend's code generator follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import onnx_ir as ir
+
+from ..options import Target
+from ..program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What a backend wrote: files relative to the variant's folder, by entry, and settings its runner needs."""
+
+    entries: dict[str, str]
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """Turns a lowered program into files. Passes that lower for it live in ``passes/lowering/<name>``."""
+
+    name: str
+
+    def supports(self, node: ir.Node, target: Target) -> str | None:
+        """None if the backend runs ``node`` on ``target`` itself, else the reason it can't."""
+        ...
+
+    def build(self, program: Program, target: Target, folder: Path, weights: Path) -> Build:
+        """Write the program's files into ``folder``, its large tensors through the shared ``weights`` file."""
+        ...

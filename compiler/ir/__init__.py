@@ -1,0 +1,1 @@
+"""Our discipline over onnx_ir: verifier, printer, provenance, rewriting, shapes, reference evaluation."""

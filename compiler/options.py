@@ -1,0 +1,143 @@
+"""What a user asks for: target, precision, inputs, passes. Frozen, parsed once, resolved at the top."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import onnx_ir as ir
+
+from .errors import OptionError
+from .program import Dim, DimRange
+
+Precision: TypeAlias = Literal["fp32", "fp16"]
+Device: TypeAlias = Literal["cpu", "cuda"]
+BackendName: TypeAlias = Literal["auto", "ort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the executable runs: a device and, where it matters, its architecture.
+
+    >>> Target.parse("cuda:sm_90")
+    Target(device='cuda', arch='sm_90')
+    >>> str(Target.parse("CUDAExecutionProvider"))
+    'cuda'
+    """
+
+    device: Device = "cpu"
+    arch: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """``cpu``, ``cuda``, ``cuda:sm_90``, or an ONNX Runtime provider's name. Raises: OptionError."""
+        name, _, arch = text.partition(":")
+        name = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}.get(name, name.lower())
+        if name == "cpu" and not arch:
+            return cls("cpu")
+        if name == "cuda" and re.fullmatch(r"(sm_\d{2,3}a?)?", arch):
+            return cls("cuda", arch)
+        raise OptionError("--target", f"{text!r} is no target", "use cpu, cuda or cuda:sm_90")
+
+    def __str__(self) -> str:
+        return f"{self.device}:{self.arch}" if self.arch else self.device
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One ``--input``: a shape, and optionally dtype, for a named input.
+
+    >>> InputSpec.parse("x:1x3x224x224")
+    InputSpec(name='x', shape=(1, 3, 224, 224), dtype=None)
+    >>> InputSpec.parse("ids:[batch,seq]:int64").shape
+    ('batch', 'seq')
+    """
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: ir.DataType | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> InputSpec:
+        """``NAME:1x3x224x224``, ``NAME:[1,3,224,224]``, each with an optional ``:dtype``. Raises: OptionError."""
+        match = re.fullmatch(r"(?P<name>.+?):(?P<shape>\[[^\]]*\]|[^:\[\]]*)(:(?P<dtype>\w+))?", text)
+        if match is None:
+            raise OptionError("--input", f"{text!r} does not parse", "write NAME:1x3x224x224[:float32]")
+        body = match["shape"].strip("[]")
+        parts = [p.strip() for p in re.split(r",|x(?=\d|[A-Za-z_])", body)] if body else []
+        dims = tuple(int(p) if p.isdigit() else p for p in parts)
+        if any(isinstance(d, str) and not d.isidentifier() for d in dims):
+            raise OptionError("--input", f"{text!r}: {body!r} is no shape", "write sizes or names: 1x3x224x224")
+        return cls(match["name"], dims, _dtype(match["dtype"], text) if match["dtype"] else None)
+
+
+_SHORT_DTYPES = {
+    "f64": "DOUBLE", "float64": "DOUBLE", "f32": "FLOAT", "float32": "FLOAT", "f16": "FLOAT16", "float16": "FLOAT16",
+    "bf16": "BFLOAT16", "bfloat16": "BFLOAT16", "i64": "INT64", "i32": "INT32", "i16": "INT16", "i8": "INT8",
+    "u8": "UINT8", "bool": "BOOL",
+}  # fmt: skip
+
+
+def _dtype(name: str, text: str) -> ir.DataType:
+    try:
+        return ir.DataType[_SHORT_DTYPES.get(name, name.upper())]
+    except KeyError:
+        raise OptionError("--input", f"{text!r}: no dtype {name!r}", f"one of {', '.join(_SHORT_DTYPES)}") from None
+
+
+def parse_dim_range(text: str) -> tuple[str, DimRange]:
+    """``batch=1..64`` (or ``batch=1..``, ``batch=8``) as a name and a range. Raises: OptionError.
+
+    >>> parse_dim_range("batch=1..64")
+    ('batch', DimRange(minimum=1, maximum=64))
+    """
+    match = re.fullmatch(r"(?P<name>[A-Za-z_]\w*)=(?P<low>\d+)(?P<dots>\.\.(?P<high>\d*))?", text)
+    if match is None:
+        raise OptionError("--dim", f"{text!r} does not parse", "write batch=1..64")
+    low = int(match["low"])
+    high = low if match["dots"] is None else int(match["high"]) if match["high"] else None
+    if high is not None and high < low:
+        raise OptionError("--dim", f"{text!r} is an empty range", f"write {match['name']}={high}..{low}")
+    return match["name"], DimRange(low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class CompileOptions:
+    """Everything ``compile`` can be told; ``None`` means the default, resolved by the driver.
+
+    ``opt``: 0 imports only, 1 cleanup, 2 adds raising, fusion and lowering, 3 is 2 with no time budget
+    for the never-slower check. ``enable`` and ``disable`` hold pass specs (``fuse-qkv``,
+    ``convert-fp16{keep=Softmax}``). ``budget``: greatest scaled error allowed against the source.
+    ``threads``: intra-op threads for timing (default: all cores). ``timing``: seconds the never-slower
+    check may spend.
+    """
+
+    target: Target = Target()
+    backend: BackendName = "auto"
+    precision: Precision = "fp32"
+    opt: int = 2
+    enable: tuple[str, ...] = ()
+    disable: tuple[str, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
+    dims: tuple[tuple[str, DimRange], ...] = ()
+    budget: float | None = None
+    strict: bool = True
+    threads: int | None = None
+    timing: float = 8.0
+    verify: bool = True
+    keep_source: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for value, choices, flag in (
+            (self.precision, get_args(Precision), "--precision"),
+            (self.backend, get_args(BackendName), "--backend"),
+            (self.opt, (0, 1, 2, 3), "-O"),
+        ):
+            if value not in choices:
+                raise OptionError(flag, f"{value!r} is not offered", f"use one of {', '.join(map(str, choices))}")
+        if self.budget is not None and not self.budget > 0:
+            raise OptionError("--budget", f"{self.budget} is not positive", "give a scaled error such as 1e-4")
+        if self.threads is not None and self.threads < 1:
+            raise OptionError("--threads", f"{self.threads} is less than 1", "give a thread count")

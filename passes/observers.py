@@ -1,0 +1,73 @@
+"""Run a pipeline under observers: verification, timing, snapshots and numerics happen between passes, not in them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ..compiler.ir.printer import print_program
+from ..compiler.ir.verify import verify
+from ..compiler.program import Program
+from .base import Pass, PassContext, PassResult, Pipeline
+
+
+class Observer(Protocol):
+    """Told after every pass; must leave the program as it is."""
+
+    def after(self, step: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """``step`` has just run on ``program``."""
+        ...
+
+
+def run_pipeline(
+    program: Program, pipeline: Pipeline, context: PassContext, observers: Sequence[Observer] = ()
+) -> list[tuple[Pass, PassResult]]:
+    """Run every pass of ``pipeline`` on ``program`` in place; the results, in order."""
+    results = []
+    for step in pipeline:
+        start = time.perf_counter()
+        result = step.run(program, context)
+        seconds = time.perf_counter() - start
+        for observer in observers:
+            observer.after(step, program, result, seconds)
+        results.append((step, result))
+    return results
+
+
+@dataclass(slots=True)
+class Verify:
+    """Verify the IR after every pass that changed it. Raises: InternalError naming the pass."""
+
+    def after(self, step: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Verify ``program`` if ``step`` changed it."""
+        if result.changed:
+            verify(program, after=step.name)
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds each pass took, in order."""
+
+    seconds: list[tuple[str, float]] = field(default_factory=list)
+
+    def after(self, step: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Record ``seconds``."""
+        self.seconds.append((step.name, seconds))
+
+
+@dataclass(slots=True)
+class SaveIR:
+    """Write the program's text after every pass that changed it, as ``NN-pass.txt`` in ``folder``."""
+
+    folder: Path
+    count: int = 0
+
+    def after(self, step: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Write one file."""
+        self.count += 1
+        if result.changed:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"{self.count:02}-{step.name}.txt").write_text(print_program(program), encoding="utf-8")
