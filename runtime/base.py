@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
-
-import numpy as np
+from typing import Protocol, Self
 
 from ..compiler.program import TensorSpec
-
-Array: TypeAlias = np.ndarray[Any, Any]
-Arrays: TypeAlias = dict[str, Array]
+from ..compiler.reference import Array, Arrays
 
 
 class Runner(Protocol):
