@@ -1,0 +1,120 @@
+"""The order of passes per target and optimization level, as data; enabling and disabling by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+
+from ..compiler.errors import OptionError, Problem
+from ..compiler.options import CompileOptions
+from .base import Pass, Pipeline, parse_pass_spec
+from .fusion import FUSION
+from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
+
+
+def _room(module: str, name: str) -> Pipeline:
+    return getattr(import_module(f".{module}", __package__), name, ())
+
+
+CLEANUP: Pipeline = _room("cleanup", "CLEANUP")
+RAISING: Pipeline = _room("raising", "RAISING")
+PRECISION: Pipeline = _room("precision", "PRECISION")
+
+LOWERING: dict[str, Pipeline] = {"cpu": LOWER_CPU, "cuda": LOWER_CUDA}
+"""Last stage, by device: into the operators its backend runs best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of the order: it runs by default if ``on``; if ``required``, its non-optional passes always do."""
+
+    passes: Pipeline
+    on: bool
+    required: bool = False
+
+    def runs(self, step: Pass) -> bool:
+        """Whether ``step`` runs unless the user says otherwise."""
+        return self.on or (self.required and not step.optional)
+
+
+def stages(options: CompileOptions) -> tuple[Stage, ...]:
+    """The order, and what is on at the optimization level and precision that were asked for."""
+    level, fp16 = options.opt, options.precision == "fp16"
+    return (
+        Stage(CLEANUP, on=level >= 1),
+        Stage(RAISING, on=level >= 2),
+        Stage(CLEANUP, on=level >= 2),
+        Stage(FUSION, on=level >= 2),
+        Stage(PRECISION, on=fp16),
+        Stage(LOWERING[options.target.device], on=level >= 2, required=True),
+    )
+
+
+def pipeline(options: CompileOptions) -> list[Pass]:
+    """The passes to run, in order, with the user's options set and what they disabled left out.
+
+    ``--enable name`` also turns on a pass that the level leaves out, at its place in the order.
+    Raises: OptionError for every spec that does not parse, names no pass, sets an unknown option,
+    contradicts another or can't be followed on the target.
+    """
+    order = stages(options)
+    enabled, disabled = _selection(options, {step.name: step for stage in order for step in stage.passes})
+    return [
+        enabled.get(step.name, step)
+        for stage in order
+        for step in stage.passes
+        if step.name not in disabled and (step.name in enabled or stage.runs(step))
+    ]
+
+
+def all_passes() -> dict[str, Pass]:
+    """Every pass by name, with default options, in pipeline order."""
+    rooms = (CLEANUP, RAISING, FUSION, PRECISION, *LOWERING.values())
+    found: dict[str, Pass] = {}
+    for step in (step for room in rooms for step in room):
+        found.setdefault(step.name, step)
+    return found
+
+
+def _selection(options: CompileOptions, offered: dict[str, Pass]) -> tuple[dict[str, Pass], set[str]]:
+    problems: list[Problem] = []
+    enabled: dict[str, Pass] = {}
+    disabled: set[str] = set()
+    for flag, specs in (("--enable", options.enable), ("--disable", options.disable)):
+        for spec in specs:
+            try:
+                step, text = _named(spec, flag)
+                if flag == "--enable":
+                    if step.name not in offered:
+                        raise OptionError(flag, f"pass {step.name} is not for --target {options.target}")
+                    enabled[step.name] = enabled.get(step.name, offered[step.name]).with_options(text)
+                    continue
+                if text:
+                    raise OptionError(
+                        flag, f"{spec!r} sets options of a pass that is left out", f"write {step.name}"
+                    )
+                if not step.optional:
+                    raise OptionError(flag, f"{step.name} is needed for a right result, it can't be left out")
+                disabled.add(step.name)
+            except OptionError as error:
+                problems.extend(error.problems)
+    problems.extend(
+        Problem(f"pass {name}", "is both enabled and disabled", "drop one of the two")
+        for name in enabled
+        if name in disabled
+    )
+    if problems:
+        raise OptionError.of(problems)
+    return enabled, disabled
+
+
+def _named(spec: str, flag: str) -> tuple[Pass, str]:
+    name, text = parse_pass_spec(spec)
+    known = all_passes()
+    if name in known:
+        return known[name], text
+    near = get_close_matches(name, known, n=3)
+    raise OptionError(
+        flag, f"no pass {name!r}", f"did you mean {' or '.join(near)}?" if near else "see miaotui passes"
+    )
