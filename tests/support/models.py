@@ -1,4 +1,4 @@
-"""The golden models: small networks of every family, with their inputs at any size and their dynamic dimensions.
+"""The golden models: small networks of every family, with inputs of any size and their dynamic dimensions.
 
 >>> golden = MODELS["bert"]                                   # doctest: +SKIP
 >>> module, inputs = golden.build(), golden.inputs(batch=2, sequence=9)   # doctest: +SKIP
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+Make = Callable[[Mapping[str, int], np.random.Generator], Arrays]
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One model. ``build`` makes it anew (fixed seed); ``make`` makes inputs, by parameter name, from ``sizes``.
+    """One model: ``build`` makes it anew (fixed seed), ``make`` its inputs, by parameter name, from ``sizes``.
 
     ``sizes``: default size of every dynamic dimension; ``other``: a second choice, all different.
     """
@@ -28,7 +29,7 @@ class Golden:
     name: str
     framework: str
     build: Callable[[], Any]
-    make: Callable[[Mapping[str, int], np.random.Generator], Arrays]
+    make: Make
     sizes: Mapping[str, int] = field(default_factory=lambda: {"batch": 2})
     other: Mapping[str, int] = field(default_factory=lambda: {"batch": 3})
     slow: bool = False
@@ -103,16 +104,14 @@ def _smollm2() -> Any:
     return model.eval()
 
 
-def _image(
-    size: int, channels_last: bool = False
-) -> Callable[[Mapping[str, int], np.random.Generator], Arrays]:
+def _image(size: int, channels_last: bool = False) -> Make:
     shape = (size, size, 3) if channels_last else (3, size, size)
     return lambda n, random: {"image": random.random((n["batch"], *shape), dtype=np.float32)}
 
 
 def _ids(
     vocabulary: int, *names: str, mask: bool = False, dtype: type = np.int64, length: int | None = None
-) -> Callable[[Mapping[str, int], np.random.Generator], Arrays]:
+) -> Make:
     def make(n: Mapping[str, int], random: np.random.Generator) -> Arrays:
         shape = (n["batch"], length or n["sequence"])
         made: Arrays = {name: random.integers(0, vocabulary, shape).astype(dtype) for name in names}
@@ -135,6 +134,9 @@ def _dlrm_inputs(n: Mapping[str, int], random: np.random.Generator) -> Arrays:
     dense = random.standard_normal((n["batch"], 13), dtype=np.float32)
     return {"dense": dense, "categories": random.integers(0, 1000, (n["batch"], 8, 3))}
 
+
+_TOKENS = _ids(500, "tokens", dtype=np.int32)
+_FIXED_TOKENS = _ids(500, "tokens", dtype=np.int32, length=24)
 
 _ALL = (
     Golden("resnet50", "torch", _torch("ResNet50"), _image(96)),
@@ -172,8 +174,8 @@ _ALL = (
         "t5",
         "torch",
         _transformer(
-            "T5ForConditionalGeneration", "T5Config", vocab_size=300, d_model=64, d_kv=16, d_ff=128, num_layers=2,
-            num_heads=4, use_cache=False,
+            "T5ForConditionalGeneration", "T5Config", vocab_size=300, d_model=64, d_kv=16, d_ff=128,
+            num_layers=2, num_heads=4, use_cache=False,
         ),
         _t5_inputs, {"batch": 2, "sequence": 11, "target": 5}, {"batch": 3, "sequence": 7, "target": 9},
     ),
@@ -181,14 +183,14 @@ _ALL = (
         "vit",
         "torch",
         _transformer(
-            "ViTForImageClassification", "ViTConfig", hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-            intermediate_size=128, image_size=64, patch_size=16, num_labels=10,
+            "ViTForImageClassification", "ViTConfig", hidden_size=64, num_hidden_layers=2,
+            num_attention_heads=4, intermediate_size=128, image_size=64, patch_size=16, num_labels=10,
         ),
         lambda n, random: {"pixel_values": random.random((n["batch"], 3, 64, 64), dtype=np.float32)},
     ),
     Golden("keras_cnn", "keras", _keras("cnn"), _image(32, channels_last=True)),
-    Golden("keras_lstm", "keras", _keras("lstm_text"), _ids(500, "tokens", dtype=np.int32), SEQUENCE, OTHER_SEQUENCE),
-    Golden("keras_transformer", "keras", _keras("transformer"), _ids(500, "tokens", dtype=np.int32, length=24)),
+    Golden("keras_lstm", "keras", _keras("lstm_text"), _TOKENS, SEQUENCE, OTHER_SEQUENCE),
+    Golden("keras_transformer", "keras", _keras("transformer"), _FIXED_TOKENS),
     Golden("minilm", "torch", _minilm, _ids(30000, "input_ids", mask=True), SEQUENCE, OTHER_SEQUENCE),
     Golden(
         "smollm2", "torch", _smollm2, _ids(49000, "input_ids"),

@@ -1,6 +1,8 @@
-"""Networks written in plain torch for the golden tests: ResNet-50, MobileNetV2 and a DLRM-style recommender."""
+"""Networks in plain torch for the golden tests: ResNet-50, MobileNetV2 and a DLRM-style recommender."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -66,15 +68,8 @@ class MobileNetV2(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [conv_bn(3, 32, 3, 2), nn.ReLU6()]
         inputs = 32
-        table = (
-            (1, 16, 1, 1),
-            (6, 24, 2, 2),
-            (6, 32, 3, 2),
-            (6, 64, 4, 2),
-            (6, 96, 3, 1),
-            (6, 160, 3, 2),
-            (6, 320, 1, 1),
-        )
+        table = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2))
+        table += ((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
         for expand, outputs, blocks, stride in table:
             for index in range(blocks):
                 layers.append(InvertedResidual(inputs, outputs, stride if index == 0 else 1, expand))
@@ -89,7 +84,7 @@ class MobileNetV2(nn.Module):
 
 def mlp(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers)
 
