@@ -27,7 +27,7 @@ LOWERING: dict[str, Pipeline] = {"cpu": LOWER_CPU, "cuda": LOWER_CUDA}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of the order: it runs by default if ``on``; if ``required``, its non-optional passes always do."""
+    """A stretch of the order: on by default or not; if ``required``, its non-optional passes always run."""
 
     passes: Pipeline
     on: bool
