@@ -1,3 +1,150 @@
-"""miaotui: from a model description to a proved and timed executable."""
+"""miaotui: from a model description to a proved and timed executable.
+
+::
+
+    exe = miaotui.compile(model_or_path, inputs=None, target="cpu")
+    exe.run({"x": array})          # -> {"y": array}
+    exe(*args, **kwargs)           # what the source model takes and returns
+    exe.verify(); exe.bench(); exe.save("model.miaotui")
+    exe = miaotui.open("model.miaotui")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from .compiler.errors import (
+    ArtifactError,
+    CompileError,
+    InputError,
+    InternalError,
+    MiaotuiError,
+    ModelError,
+    OptionError,
+    PlacementError,
+    ToolError,
+    UnsupportedError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from .compiler.options import CompileOptions, Target
+    from .compiler.program import Program
+    from .driver.progress import Progress
+    from .runtime.bench import BenchResult
+    from .runtime.executable import Executable, Verification
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "CompileError",
+    "CompileOptions",
+    "Executable",
+    "InputError",
+    "InternalError",
+    "MiaotuiError",
+    "ModelError",
+    "OptionError",
+    "PlacementError",
+    "Program",
+    "Target",
+    "ToolError",
+    "UnsupportedError",
+    "VerificationError",
+    "__version__",
+    "bench",
+    "compile",
+    "load",
+    "open",
+    "verify",
+]
+
+_LAZY = {
+    "CompileOptions": "compiler.options",
+    "Executable": "runtime.executable",
+    "Program": "compiler.program",
+    "Target": "compiler.options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Types that are loaded on first use, so that ``import miaotui`` stays fast."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def load(
+    model: object, inputs: object = None, *, dims: Mapping[str, object] | None = None, **options: Any
+) -> Program:
+    """Import a model and return its Program, untransformed. Arguments as in ``compile``."""
+    from .driver.options import options_of
+    from .frontends.load import load as load_source
+
+    return load_source(model, options_of(dims=dims, **options), inputs).program
+
+
+def compile(  # noqa: A001 - the verb of the command line
+    model: object,
+    inputs: object = None,
+    *,
+    target: str = "cpu",
+    backend: str = "auto",
+    precision: str = "fp32",
+    budget: float | None = None,
+    output: str | PathLike[str] | None = None,
+    dims: Mapping[str, object] | None = None,
+    enable: Sequence[str] = (),
+    disable: Sequence[str] = (),
+    progress: Progress | None = None,
+    **options: Any,
+) -> Executable:
+    """Compile a model into an executable folder, prove it against its source and time it.
+
+    ``model``: a path (``.onnx``, ``.pt2``, ``.keras``, a Hugging Face folder), a torch module or
+    exported program, a Keras model, or an ONNX model in memory. ``inputs``: example inputs as the
+    source takes them (a tuple, a dict by parameter name, one tensor); made up if None. ``dims``: ranges of
+    named dimensions, ``{"batch": (1, 64)}`` or ``{"batch": "1..64"}``. ``budget``: greatest scaled
+    error allowed. ``output``: the folder; a temporary one, removed with the Executable, if None. Further
+    keywords are fields of ``CompileOptions``.
+
+    Raises: CompileError (see ``miaotui.compiler.errors``) if the model can't be compiled as asked.
+    """
+    from .driver import compile as compile_model
+    from .driver.options import options_of
+
+    chosen = options_of(
+        target=target,
+        backend=backend,
+        precision=precision,
+        budget=budget,
+        dims=dims,
+        enable=enable,
+        disable=disable,
+        **options,
+    )
+    return compile_model(model, chosen, output=output, inputs=inputs, progress=progress)
+
+
+def open(folder: str | PathLike[str]) -> Executable:  # noqa: A001 - the verb's name
+    """Open an executable folder. Raises: ArtifactError if it is damaged or not ours."""
+    from .driver import open as open_folder
+
+    return open_folder(folder)
+
+
+def verify(folder: str | PathLike[str], reference: object = None) -> Verification:
+    """Compare an executable folder with its golden data, or with ``reference`` (a source model or path)."""
+    with open(folder) as executable:
+        return executable.verify(reference=reference)
+
+
+def bench(folder: str | PathLike[str], against: object = None, **options: Any) -> BenchResult:
+    """Time an executable folder, interleaved with its source variant or with another folder."""
+    with open(folder) as executable:
+        return executable.bench(against=against, **options)

@@ -10,7 +10,8 @@
     │   ├── ArtifactError     an executable folder that is damaged, foreign or of another version   exit 2
     │   ├── UnsupportedError  operators or constructs a frontend or backend does not have           exit 3
     │   ├── PlacementError    nodes that would silently run on another device (--strict)            exit 3
-    │   └── ToolError         a package or program that is not installed                            exit 3
+    │   ├── ToolError         a package or program that is not installed                            exit 3
+    │   └── VerificationError the executable's outputs differ from the source framework's            exit 1
     └── InternalError         our bug: the verifier or an invariant failed                         exit 70
 """
 
@@ -104,6 +105,12 @@ class ToolError(CompileError):
     """A package or program that is not installed; the fix is the exact command."""
 
     exit_code = 3
+
+
+class VerificationError(CompileError):
+    """The executable's outputs differ from the source framework's by more than the tolerance."""
+
+    exit_code = 1
 
 
 class InternalError(MiaotuiError):
