@@ -1,1 +1,21 @@
-"""dialect."""
+"""Operators beyond onnx.defs: schema, shape inference, numpy reference and cost; one file per family."""
+
+from __future__ import annotations
+
+from . import gelu
+from .base import MICROSOFT, Inferred, OpSchema, Parameter
+
+_SCHEMAS: dict[tuple[str, str], OpSchema] = {(s.domain, s.name): s for s in (*gelu.SCHEMAS,)}
+
+
+def schema(domain: str, op_type: str) -> OpSchema | None:
+    """The schema of ``domain::op_type``, or None for an operator the dialect does not describe."""
+    return _SCHEMAS.get((domain, op_type))
+
+
+def schemas() -> tuple[OpSchema, ...]:
+    """Every schema of the dialect."""
+    return tuple(_SCHEMAS.values())
+
+
+__all__ = ["MICROSOFT", "Inferred", "OpSchema", "Parameter", "schema", "schemas"]

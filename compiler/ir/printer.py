@@ -1,4 +1,4 @@
-"""Canonical text of a program: the same graph prints the same text. For golden tests, diffs, ``--save-ir``."""
+"""Canonical text of a program: the same graph prints the same text, for golden tests and diffs."""
 
 from __future__ import annotations
 
