@@ -1,0 +1,157 @@
+"""Shape inference: onnx's own, with data propagation, around the dialect's; weights are never loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from .. import dialect
+from ..errors import ModelError
+from ..program import Program
+
+if TYPE_CHECKING:
+    import onnx
+
+_SMALL = 1024
+"""Bytes up to which a constant is shown to inference, which reads shapes, axes and pads, but no weights."""
+
+
+def infer_shapes(program: Program) -> None:
+    """Fill in dtypes and shapes of every value, in place.
+
+    What is recorded is kept and made more precise: a static size replaces a symbol, a symbol replaces an
+    unknown size, never the other way round; a rewrite that changes a dtype or shape clears the stale ones
+    first. Sizes that inference can't name get symbols (``unk__3``) that tell which sizes are equal.
+    A node whose inference fails keeps what is recorded.
+
+    Raises: ModelError if the graph is too damaged for inference to walk it.
+    """
+    for model in program.entries.values():
+        infer_model_shapes(model)
+
+
+def infer_model_shapes(model: ir.Model) -> None:
+    """``infer_shapes`` for one model."""
+    for _ in range(4):  # a dialect operator may feed standard ones, which feed the next dialect operator
+        _infer_standard(model)
+        if not _infer_dialect(model):
+            return
+
+
+def refine(value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | None) -> bool:
+    """Record what is newly known of ``value``; whether anything was."""
+    changed = False
+    if dtype and value.type is None:
+        value.type = ir.TensorType(dtype)
+        changed = True
+    if shape is not None:
+        merged = _merged(value.shape, shape)
+        if merged is not None and merged != value.shape:
+            value.shape = merged
+            changed = True
+    return changed
+
+
+def _merged(recorded: ir.Shape | None, inferred: ir.Shape) -> ir.Shape | None:
+    if recorded is None:
+        return ir.Shape(inferred)
+    if len(recorded) != len(inferred):
+        return None
+    return ir.Shape([_better(a, b) for a, b in zip(recorded, inferred, strict=True)])
+
+
+def _better(recorded: int | ir.SymbolicDim, inferred: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+    if isinstance(recorded, int):
+        return recorded
+    if isinstance(inferred, int) or recorded.value is None:
+        return inferred
+    return recorded
+
+
+def _infer_dialect(model: ir.Model) -> bool:
+    changed = False
+    for node in model.graph.all_nodes():
+        schema = dialect.schema(node.domain, node.op_type)
+        if schema is not None:
+            for value, (dtype, shape) in zip(node.outputs, schema.infer(node), strict=False):
+                changed |= refine(value, dtype, shape)
+    return changed
+
+
+def _infer_standard(model: ir.Model) -> None:
+    import onnx
+
+    with _weights_hidden(model):
+        proto = ir.serde.serialize_model(model)
+    declared = {entry.domain for entry in proto.opset_import}
+    for domain in sorted({node.domain for node in model.graph.all_nodes()} - declared):
+        proto.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception as error:  # onnx raises several unrelated types
+        raise ModelError(f"graph {model.graph.name!r}", f"shape inference failed: {error}") from error
+    _merge_graph(model.graph, inferred.graph)
+
+
+@contextmanager
+def _weights_hidden(model: ir.Model) -> Iterator[None]:
+    hidden: list[tuple[ir.Value, ir.TensorProtocol]] = []
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            if tensor.nbytes > _SMALL:
+                stand_in: ir.TensorProtocol = ir.ExternalTensor(
+                    "hidden",
+                    0,
+                    tensor.nbytes,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=str(value.name),
+                )
+            elif isinstance(tensor, ir.ExternalTensor):
+                stand_in = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=str(value.name))
+            else:
+                continue
+            hidden.append((value, tensor))
+            value.const_value = stand_in
+    try:
+        yield
+    finally:
+        for value, tensor in hidden:
+            value.const_value = tensor
+
+
+def _merge_graph(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
+    infos = {info.name: info.type for group in (inferred.value_info, inferred.output) for info in group}
+    for value in _values(graph):
+        proto = infos.get(value.name or "")
+        if proto is None or not proto.WhichOneof("value"):
+            continue
+        if value.type is None:
+            value.type = ir.serde.deserialize_type_proto_for_type(proto)
+        refine(value, None, ir.serde.deserialize_type_proto_for_shape(proto))
+    for node, node_proto in zip(graph, inferred.node, strict=True):
+        protos = {a.name: [a.g] if a.HasField("g") else list(a.graphs) for a in node_proto.attribute}
+        for attr in node.attributes.values():
+            if attr.is_ref() or attr.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+                continue
+            bodies: Iterable[ir.Graph] = (
+                [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs()
+            )
+            for body, body_proto in zip(bodies, protos[attr.name], strict=True):
+                _merge_graph(body, body_proto)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None:
+            refine(value, tensor.dtype, ir.Shape(tensor.shape.numpy()))
+    for node in graph:
+        yield from node.outputs
