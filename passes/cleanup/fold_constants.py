@@ -26,8 +26,6 @@ FOLDABLE = frozenset(
 """Operators whose value is fixed by the specification: no randomness, no implementation-defined result."""
 
 BROADCASTS = frozenset({"Add", "And", "Div", "Equal", "Max", "Min", "Mul", "Or", "Pow", "Sub", "Where"})
-    {"Add", "And", "Div", "Equal", "Max", "Min", "Mul", "Or", "Pow", "Sub", "Where", "Xor"}
-)
 
 EXACT_KINDS = "fiub"
 """numpy kinds folded: floats, integers and booleans; no strings, sequences or packed types."""
