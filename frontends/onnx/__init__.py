@@ -1,1 +1,35 @@
-"""onnx."""
+"""ONNX models: files read safely, checked, raised to one opset and normalised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...compiler.options import CompileOptions
+from ..base import Import
+from .normalize import program_from_model
+from .operators import check_operators
+from .read import read_model
+from .reference import OnnxReference
+from .signature import apply_inputs, dim_ranges, name_input_dims
+
+
+def import_onnx(path: str | Path, options: CompileOptions | None = None) -> Import:
+    """The program of the ONNX file at ``path``, and plain ONNX Runtime on that file as its reference.
+
+    Raises: ModelError for a file that is no sound model, UnsupportedError for operators nobody knows,
+    InputError and OptionError for shapes and dimensions that contradict the model.
+    """
+    options = CompileOptions() if options is None else options
+    path = Path(path)
+    model = read_model(path)
+    place = path.name
+    check_operators(model, place)
+    apply_inputs(model, options.inputs, place)
+    name_input_dims(model.graph)
+    dims = dim_ranges(model, options.dims)
+    program = program_from_model(model, name=path.stem, dims=dims)
+    program.source["path"] = str(path)
+    return Import(program, OnnxReference(path, program))
+
+
+__all__ = ["import_onnx", "program_from_model"]

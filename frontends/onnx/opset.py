@@ -1,0 +1,70 @@
+"""Raise a model's default-domain opset to the program's, one node at a time, inside the IR.
+
+No protobuf is built and no weight is read, so the cost depends on the nodes alone and a weight file of any
+size stays mapped. Most versions of an operator only add dtypes; those that changed its meaning or form are
+in the table of adapters. The protobuf-based converters are not used: the C++ one loses node names and
+subgraph scopes and aborts on malformed models.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ...compiler.ir.rewrite import Rewriter
+from ...compiler.program import OPSET
+from .adapters import ADAPTERS, Adapter, Blocked
+from .adapters_legacy import LEGACY
+
+TABLE = {
+    op: tuple(sorted([*ADAPTERS.get(op, ()), *LEGACY.get(op, ())], key=lambda step: step[0]))
+    for op in {*ADAPTERS, *LEGACY}
+}
+"""Operator → its changes in the order of the opsets that made them, each with the adapter that crosses it."""
+
+
+def raise_opset(model: ir.Model, target: int = OPSET) -> str:
+    """Bring every default-domain node of ``model`` to opset ``target`` in place; the reasons if it can't be.
+
+    A node may carry its own ``version`` (it came out of a function of another opset). Functions must have
+    been inlined. When any node can't be raised the model is left at its opset, unchanged, and the text
+    names those nodes.
+    """
+    current = model.opset_imports.get("", target)
+    target = max([target, current, *(node.version or 0 for node in _nodes(model) if node.domain == "")])
+    work = [(node, node.version or current) for node in _nodes(model) if node.domain == ""]
+    raised = model.clone() if any(_steps(node, version, target) for node, version in work) else model
+    reasons = _adapt(raised, current, target)
+    if reasons:
+        return f"kept opset {current}: " + "; ".join(dict.fromkeys(reasons))
+    if raised is not model:
+        model.graph = raised.graph
+    for node in _nodes(model):
+        node.version = None
+    model.opset_imports[""] = target
+    return ""
+
+
+def _adapt(model: ir.Model, current: int, target: int) -> list[str]:
+    reasons = []
+    for node in list(_nodes(model)):
+        if node.domain != "":
+            continue
+        version = node.version or current
+        if version < 6:
+            node.attributes.pop("consumed_inputs", None)
+        for _, adapter in _steps(node, version, target):
+            try:
+                adapter(node, Rewriter(node))
+            except Blocked as blocked:
+                reasons.append(f"node {node.name!r} ({node.op_type}-{version}): {blocked}")
+            if node.graph is None:  # replaced by nodes in their newest form
+                break
+    return reasons
+
+
+def _steps(node: ir.Node, version: int, target: int) -> list[tuple[int, Adapter]]:
+    return [step for step in TABLE.get(node.op_type, ()) if version < step[0] <= target]
+
+
+def _nodes(model: ir.Model) -> list[ir.Node]:
+    return list(model.graph.all_nodes())
