@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -11,12 +10,10 @@ import onnx_ir as ir
 from .. import dialect
 from ..errors import ModelError
 from ..program import Program
+from .protos import proto_without_weights
 
 if TYPE_CHECKING:
     import onnx
-
-_SMALL = 1024
-"""Bytes up to which a constant is shown to inference, which reads shapes, axes and pads, but no weights."""
 
 
 def infer_shapes(program: Program) -> None:
@@ -84,46 +81,12 @@ def _infer_dialect(model: ir.Model) -> bool:
 def _infer_standard(model: ir.Model) -> None:
     import onnx
 
-    with _weights_hidden(model):
-        proto = ir.serde.serialize_model(model)
-    declared = {entry.domain for entry in proto.opset_import}
-    for domain in sorted({node.domain for node in model.graph.all_nodes()} - declared):
-        proto.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    proto = proto_without_weights(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:  # onnx raises several unrelated types
         raise ModelError(f"graph {model.graph.name!r}", f"shape inference failed: {error}") from error
     _merge_graph(model.graph, inferred.graph)
-
-
-@contextmanager
-def _weights_hidden(model: ir.Model) -> Iterator[None]:
-    hidden: list[tuple[ir.Value, ir.TensorProtocol]] = []
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None:
-                continue
-            if tensor.nbytes > _SMALL:
-                stand_in: ir.TensorProtocol = ir.ExternalTensor(
-                    "hidden",
-                    0,
-                    tensor.nbytes,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=str(value.name),
-                )
-            elif isinstance(tensor, ir.ExternalTensor):
-                stand_in = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=str(value.name))
-            else:
-                continue
-            hidden.append((value, tensor))
-            value.const_value = stand_in
-    try:
-        yield
-    finally:
-        for value, tensor in hidden:
-            value.const_value = tensor
 
 
 def _merge_graph(graph: ir.Graph, inferred: onnx.GraphProto) -> None:

@@ -49,7 +49,7 @@ def resolve_sizes(
 
 
 def concrete_shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The spec's shape with symbols from ``sizes``; unknown sizes are usual ones, an unknown rank is scalar."""
+    """The spec's shape with symbols from ``sizes``; unknown sizes are usual ones, an unknown rank is 0."""
     return tuple(
         d if isinstance(d, int) else sizes.get(d or "", _usual(spec, axis))
         for axis, d in enumerate(spec.shape or ())
