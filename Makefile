@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+ROOMS := cli compiler driver frontends passes runtime
 
 .PHONY: install demo test quick check bench clean
 
@@ -27,8 +28,8 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p .typing && ln -sfn .. .typing/miaotui
-	$(BIN)/mypy -p miaotui
-	$(BIN)/mypy tests benchmarks examples
+	$(BIN)/mypy -m miaotui $(foreach room,$(ROOMS),-p miaotui.$(room))
+	$(BIN)/mypy --explicit-package-bases tests benchmarks examples
 
 bench: $(INSTALLED)
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
