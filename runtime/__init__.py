@@ -1,1 +1,1 @@
-"""Runtime: opens executable folders, runs, times and compares them. Knows the compiler only by artifact.py."""
+"""Runtime: opens executable folders, runs, times and compares them."""

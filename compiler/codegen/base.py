@@ -10,11 +10,12 @@ import onnx_ir as ir
 
 from ..options import Target
 from ..program import Program
+from ..weights import WeightStore
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What a backend wrote: files relative to the variant's folder, by entry, and settings its runner needs."""
+    """What a backend wrote: files by entry, relative to the variant's folder, and its runner's settings."""
 
     entries: dict[str, str]
     settings: dict[str, str] = field(default_factory=dict)
@@ -29,6 +30,6 @@ class Backend(Protocol):
         """None if the backend runs ``node`` on ``target`` itself, else the reason it can't."""
         ...
 
-    def build(self, program: Program, target: Target, folder: Path, weights: Path) -> Build:
-        """Write the program's files into ``folder``, its large tensors through the shared ``weights`` file."""
+    def build(self, program: Program, target: Target, folder: Path, weights: WeightStore) -> Build:
+        """Write the program's files into ``folder``, its large tensors into the shared ``weights``."""
         ...

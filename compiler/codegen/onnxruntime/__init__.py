@@ -1,1 +1,5 @@
-"""onnxruntime."""
+"""ONNX Runtime: the kernels it has, the models it opens."""
+
+from .backend import OnnxRuntimeBackend
+
+__all__ = ["OnnxRuntimeBackend"]

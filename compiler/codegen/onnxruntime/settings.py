@@ -1,0 +1,17 @@
+"""Session settings of an ONNX Runtime executable: what is set beyond its defaults, and why."""
+
+from __future__ import annotations
+
+from ...options import Target
+
+COMMON = {"graph_optimization_level": "all"}
+
+CUDA = {
+    # TF32 keeps 10 bits of the mantissa: an executable of fp32 would miss its own tolerance.
+    "ep.cuda.use_tf32": "0",
+}
+
+
+def settings_for(target: Target) -> dict[str, str]:
+    """Session options by name, ``session.*`` config entries and ``ep.<provider>.*`` options."""
+    return {**COMMON, **(CUDA if target.device == "cuda" else {})}

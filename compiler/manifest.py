@@ -1,0 +1,179 @@
+"""The manifest of an executable folder: contents, origin, proof; JSON with its own hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from .errors import ArtifactError
+from .jsonable import from_json, to_json
+from .program import Call, DimRange, TensorSpec
+
+SCHEMA = 1
+"""Version of this file's layout; a reader takes exactly its own."""
+
+FORMAT = "miaotui executable"
+"""Value of the manifest's ``format`` field, by which a folder is known to be ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Signature of one callable of the executable."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """What one pass did: rewrites made, candidates declined and why; ``reverted`` says why it was undone."""
+
+    name: str
+    changed: int = 0
+    hits: tuple[str, ...] = ()
+    declined: tuple[str, ...] = ()
+    seconds: float = 0.0
+    reverted: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One built form of the program: the source as imported, or optimized for a target by a backend.
+
+    ``entries``: model file of each entry, relative to the folder. ``settings``: what the backend's
+    runner is to set. ``operators``: how many nodes of each operator, subgraphs included.
+    """
+
+    role: Literal["source", "optimized"]
+    target: str
+    backend: str
+    entries: Mapping[str, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    operators: Mapping[str, int] = field(default_factory=dict)
+    passes: tuple[PassRecord, ...] = ()
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return sum(self.operators.values())
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of a file of the folder."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What was proved when the folder was written: scaled error of each output against ``reference``."""
+
+    reference: str
+    ok: bool
+    tolerance: float
+    outputs: Mapping[str, float]
+    variant: str = ""
+
+    @property
+    def error(self) -> float:
+        """The greatest scaled error of any output."""
+        return max(self.outputs.values(), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything known about an executable folder.
+
+    ``default``: the variant that runs unless another is named. ``layers``: source layer path → name of
+    the value it computes. ``options``, ``timings``: as the driver gave them, any JSON. ``environment``:
+    package → version. ``files``: every file but the manifest; the writer fills it.
+    """
+
+    name: str
+    entries: Mapping[str, Entry]
+    variants: Mapping[str, Variant]
+    default: str
+    dims: Mapping[str, DimRange] = field(default_factory=dict)
+    call: Call | None = None
+    layers: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    certificate: Certificate | None = None
+    timings: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+
+    def dumps(self) -> str:
+        """The manifest as text, its own hash last."""
+        data = {"format": FORMAT, "schema": SCHEMA, **to_json(self)}
+        return (
+            json.dumps({**data, "sha256": _hash(data)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+
+    @classmethod
+    def loads(cls, text: str, place: str) -> Manifest:
+        """The manifest in ``text``; ``place`` begins every message.
+
+        Raises: ArtifactError if it is not ours, of another schema, edited, or inconsistent.
+        """
+        data = _parse(text, place)
+        if data.pop("format", None) != FORMAT:
+            raise ArtifactError(place, "is not the manifest of an executable folder")
+        if (schema := data.get("schema")) != SCHEMA:
+            fact = f"has schema {schema!r}, this version reads {SCHEMA}"
+            raise ArtifactError(place, fact, "upgrade miaotui, or compile the model again")
+        if data.pop("sha256", None) != _hash({"format": FORMAT, **data}):
+            raise ArtifactError(
+                place, "does not match its own hash: it was edited or damaged", "compile the model again"
+            )
+        del data["schema"]
+        manifest = from_json(cls, data, place)
+        manifest._check(place)
+        return manifest
+
+    def _check(self, place: str) -> None:
+        if self.default not in self.variants:
+            raise ArtifactError(place, f"its default variant {self.default!r} does not exist")
+        for name in self.files:
+            if not is_inside(name):
+                raise ArtifactError(place, f"file {name!r} lies outside the folder", "don't open this folder")
+        for name, variant in self.variants.items():
+            for entry, file in variant.entries.items():
+                if entry not in self.entries:
+                    raise ArtifactError(place, f"variant {name!r} has an unknown entry {entry!r}")
+                if file not in self.files:
+                    raise ArtifactError(place, f"variant {name!r}: {file!r} is not among its files")
+
+
+def is_inside(name: str) -> bool:
+    """Whether ``name`` is a plain relative path that stays in its folder."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\\" not in name
+        and "\0" not in name
+    )
+
+
+def _parse(text: str, place: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(place, f"is no JSON: {error}", "compile the model again") from None
+    if not isinstance(data, dict):
+        raise ArtifactError(place, "is not the manifest of an executable folder")
+    return data
+
+
+def _hash(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

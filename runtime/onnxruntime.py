@@ -1,0 +1,191 @@
+"""Runs a built model under ONNX Runtime: one session, inputs checked, its exceptions in our words."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from ..compiler.errors import CompileError, ToolError, UnsupportedError, require
+from ..compiler.manifest import Entry
+from ..compiler.options import Target
+from ..compiler.program import DimRange, TensorSpec
+from ..compiler.reference import Arrays
+from .taps import tapped
+from .validate import checked
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+
+_LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a session is made from: a built model, its signature, and where its large tensors lie.
+
+    ``weights``: the weight file's path; ``held``: the same file opened before, used if the path is
+    another file by now.
+    """
+
+    data: bytes
+    signature: Entry
+    dims: Mapping[str, DimRange] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    target: Target = field(default_factory=Target)
+    weights: Path | None = None
+    held: BinaryIO | None = None
+    place: str = "model"
+
+
+class OnnxRuntimeRunner:
+    """One session over a built model. ``run`` may be called from several threads.
+
+    ``threads``: intra-op threads; None takes the cores this process may use. ``taps``: names of inner
+    values to give as outputs too; those that do not exist are left out.
+    Raises: ToolError if onnxruntime or the target's provider is missing, UnsupportedError for operators
+    without a kernel, CompileError for whatever else ONNX Runtime refuses.
+    """
+
+    def __init__(self, model: Model, threads: int | None = None, taps: Sequence[str] = ()) -> None:
+        ort = require("onnxruntime", extra=_extra(model.target))
+        self.inputs: Sequence[TensorSpec] = model.signature.inputs
+        self.outputs: Sequence[TensorSpec] = model.signature.outputs
+        self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        self._dims = model.dims
+        self._place = model.place
+        data = tapped(model.data, taps) if taps else model.data
+        start = time.perf_counter()
+        self._session: Any = _session(ort, model, data, self.threads)
+        self.load_seconds = time.perf_counter() - start
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._tensors = {i.name for i in self._session.get_inputs() if i.type.startswith("tensor(")}
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        """Outputs by name; ``inputs`` are arrays or tensors by name.
+
+        Raises: InputError listing every input that does not fit, CompileError if a kernel fails.
+        """
+        return self.run_arrays(self.check(inputs))
+
+    def check(self, inputs: Mapping[str, Any]) -> Arrays:
+        """``inputs`` as arrays that fit the signature. Raises: InputError listing every one that does not."""
+        others = {name: inputs[name] for name in inputs if name not in self._tensors and self._is_input(name)}
+        tensors = {name: value for name, value in inputs.items() if name not in others}
+        return checked(tensors, [s for s in self.inputs if s.name in self._tensors], self._dims) | others
+
+    def run_arrays(self, arrays: Arrays) -> Arrays:
+        """``run`` without the checks, for inputs that ``check`` returned: what timing measures."""
+        session = self._session
+        if session is None:
+            raise CompileError(self._place, "was closed", "open it again")
+        try:
+            return dict(zip(self._names, session.run(None, arrays), strict=True))
+        except Exception as error:
+            raise translated(error, self._place) from error
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _is_input(self, name: str) -> bool:
+        return any(spec.name == name for spec in self.inputs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _session(ort: Any, model: Model, data: bytes, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    for name, value in model.settings.items():
+        if name == "graph_optimization_level":
+            options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[value])
+        elif name.startswith("session."):
+            options.add_session_config_entry(name, value)
+    held = _attach_weights(options, model)
+    try:
+        session = ort.InferenceSession(data, options, providers=_providers(ort, model))
+    except Exception as error:
+        raise translated(error, model.place) from error
+    finally:
+        del held
+    if model.target.device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        fix = "pip install 'onnxruntime-gpu[cuda,cudnn]', and check the driver with nvidia-smi"
+        raise ToolError(
+            "CUDAExecutionProvider", "could not start: a CUDA library, cuDNN or the driver is missing", fix
+        )
+    return session
+
+
+def _attach_weights(options: Any, model: Model) -> object:
+    """Tell the session where the weight file lies; what must stay alive until the session is made."""
+    if model.weights is None:
+        return None
+    if model.held is None or _is_same_file(model.weights, model.held):
+        options.add_session_config_entry(_FOLDER, str(model.weights.parent.absolute()))
+        return None
+    # The folder was replaced since it was opened: the old file lives on in our handle; it costs a copy.
+    buffer = np.memmap(model.held, mode="r")
+    options.add_external_initializers_from_files_in_memory([model.weights.name], [buffer], [buffer.size])
+    return buffer
+
+
+def _is_same_file(path: Path, held: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(held.fileno()))
+    except OSError:
+        return False
+
+
+def _providers(ort: Any, model: Model) -> list[Any]:
+    if model.target.device == "cpu":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        fix = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        raise ToolError("onnxruntime", "is installed without its CUDA provider", fix)
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    settings = {k.removeprefix("ep.cuda."): v for k, v in model.settings.items() if k.startswith("ep.cuda.")}
+    return [("CUDAExecutionProvider", settings), "CPUExecutionProvider"]
+
+
+def _extra(target: Target) -> str:
+    return "cuda" if target.device == "cuda" else "cpu"
+
+
+def translated(error: Exception, place: str) -> CompileError:
+    """An exception of ONNX Runtime as ours, naming the node where its message does."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
+    kind = type(error).__name__
+    node = re.search(
+        r"running (?P<op>\w+) node\. Name:'(?P<name>[^']*)'|node with name '(?P<late>[^']*)'", text
+    )
+    name = (node["name"] or node["late"]) if node else None
+    where = f"{place}: node {name!r}" + (f" ({node['op']})" if node and node["op"] else "") if name else place
+    fact = re.sub(
+        r"\s+", " ", re.sub(r"^.*Status Message: ", "", re.sub(r"/\S+?\.(cc|h|cpp):\d+ ", "", text))
+    )
+    if kind == "NotImplemented":
+        return UnsupportedError(where, fact, "compile for another target, or replace the operator")
+    if "allocate memory" in text or "bad_alloc" in text or isinstance(error, MemoryError):
+        return CompileError(where, f"out of memory: {fact}", "give smaller inputs")
+    return CompileError(where, fact or kind)

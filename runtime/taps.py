@@ -1,0 +1,37 @@
+"""A copy of a model that gives inner values as outputs too, to compare it layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def tapped(data: bytes, names: Sequence[str]) -> bytes:
+    """``data`` with the values in ``names`` among the outputs; names that no node computes are left out."""
+    import onnx
+
+    model = onnx.load_model_from_string(data)
+    have = {output.name for output in model.graph.output}
+    types = {info.name: info for info in model.graph.value_info}
+    there = set(_computed(model.graph))
+    for name in dict.fromkeys(names):
+        if name in there and name not in have:
+            # Without a recorded type onnxruntime infers it.
+            model.graph.output.append(types.get(name) or onnx.ValueInfoProto(name=name))
+    tapped_data: bytes = model.SerializeToString()
+    return tapped_data
+
+
+def _computed(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from node.output
+
+
+def computed(data: bytes) -> set[str]:
+    """Names of all values that the model's main graph computes."""
+    import onnx
+
+    return set(_computed(onnx.load_model_from_string(data).graph))
