@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn
 import onnx_ir as ir
 
 from ..compiler.errors import OptionError
+from ..compiler.ir.provenance import add_passes
 from ..compiler.ir.rewrite import Rewriter
 from ..compiler.options import Target
 from ..compiler.program import Program
@@ -147,11 +148,16 @@ class RewritePass(Pass):
                 if node.op_type not in self.anchors or node.graph is None:
                     continue
                 name = node.name or node.op_type
+                at = Rewriter(node)
                 try:
-                    hits.append(Note(name, self.rewrite(node, Rewriter(node), context)))
+                    text = self.rewrite(node, at, context)
                 except NoMatch as left:
                     if left.reason:
                         declined.append(Note(name, left.reason))
+                    continue
+                hits.append(Note(name, text))
+                for made in at.made or (node,):
+                    add_passes(made, [self.name])
         import_domains(program)
         return PassResult(len(hits), tuple(hits), tuple(declined))
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import onnx_ir as ir
 
 KEY = "miaotui.sources"
+PASSES = "miaotui.passes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,9 @@ class Source:
 
     def __str__(self) -> str:
         detail = " at ".join(part for part in (self.op, self.line) if part)
-        return " ".join(part for part in (self.framework, self.layer, f"({detail})" if detail else "") if part)
+        return " ".join(
+            part for part in (self.framework, self.layer, f"({detail})" if detail else "") if part
+        )
 
 
 def sources(node: ir.Node) -> tuple[Source, ...]:
@@ -49,5 +52,20 @@ def set_sources(node: ir.Node, merged: Iterable[Source]) -> None:
 
 
 def merge_sources(node: ir.Node, others: Iterable[ir.Node]) -> None:
-    """Add the sources of ``others`` to ``node``, in their order."""
+    """Add the sources and the passes of ``others`` to ``node``, in their order."""
+    others = tuple(others)
     set_sources(node, [*sources(node), *(s for other in others for s in sources(other))])
+    add_passes(node, (name for other in others for name in passes(other)))
+
+
+def passes(node: ir.Node) -> tuple[str, ...]:
+    """Names of the passes whose rewrites led to the node, in order; empty for an imported node."""
+    text = node.metadata_props.get(PASSES)
+    return tuple(text.split(",")) if text else ()
+
+
+def add_passes(node: ir.Node, names: Iterable[str]) -> None:
+    """Record that the passes ``names`` had a part in ``node``."""
+    known = dict.fromkeys((*passes(node), *names))
+    if known:
+        node.metadata_props[PASSES] = ",".join(known)

@@ -29,8 +29,18 @@ class Rewriter:
         self.graph: ir.Graph | ir.Function = anchor.graph
         self._new: list[ir.Node] = []
 
+    @property
+    def made(self) -> tuple[ir.Node, ...]:
+        """The nodes built so far."""
+        return tuple(self._new)
+
     def op(
-        self, op_type: str, *inputs: ir.Value | None, domain: str = "", version: int | None = None, **attributes: Any
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        domain: str = "",
+        version: int | None = None,
+        **attributes: Any,
     ) -> ir.Value:
         """Append ``op_type(inputs)`` and return its only output."""
         return self.ops(op_type, *inputs, outputs=1, domain=domain, version=version, **attributes)[0]
@@ -66,7 +76,9 @@ class Rewriter:
             count += 1
             unique = f"{name}_{count}"
         tensor = ir.tensor(array, name=unique)
-        value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        value = ir.Value(
+            name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        )
         self.graph.register_initializer(value)
         return value
 
