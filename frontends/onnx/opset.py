@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...compiler.errors import Problem, UnsupportedError
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import OPSET
 from .adapters import ADAPTERS, Adapter, Blocked
@@ -21,27 +22,40 @@ TABLE = {
 }
 """Operator → its changes in the order of the opsets that made them, each with the adapter that crosses it."""
 
+STUCK = frozenset({
+    "GlobalLpPool", "MaxRoiPool", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike", "RoiAlign",
+})  # fmt: skip
+"""Operators whose opset-22 version only adds bfloat16, and has no kernel in ONNX Runtime: stop at 21."""
+
 
 def raise_opset(model: ir.Model, target: int = OPSET) -> str:
-    """Bring every default-domain node of ``model`` to opset ``target`` in place; the reasons if it can't be.
+    """Bring every default-domain node of ``model`` to opset ``target`` in place; why, if it stays lower.
 
     A node may carry its own ``version`` (it came out of a function of another opset). Functions must have
     been inlined. When any node can't be raised the model is left at its opset, unchanged, and the text
     names those nodes.
+
+    Raises: UnsupportedError if that leaves nodes of different opsets in one model.
     """
     current = model.opset_imports.get("", target)
-    target = max([target, current, *(node.version or 0 for node in _nodes(model) if node.domain == "")])
     work = [(node, node.version or current) for node in _nodes(model) if node.domain == ""]
+    newest = max([current, *(version for _, version in work)])
+    stuck = sorted({node.op_type for node, _ in work if node.op_type in STUCK}) if newest < 22 else []
+    target = max(21 if stuck else target, newest)
     raised = model.clone() if any(_steps(node, version, target) for node, version in work) else model
     reasons = _adapt(raised, current, target)
     if reasons:
+        if any(version != current for _, version in work):
+            places = [Problem(*reason.split(": ", 1)) for reason in reasons]
+            raise UnsupportedError.of(places)
         return f"kept opset {current}: " + "; ".join(dict.fromkeys(reasons))
     if raised is not model:
         model.graph = raised.graph
     for node in _nodes(model):
         node.version = None
     model.opset_imports[""] = target
-    return ""
+    return f"opset {target}: no ONNX Runtime kernel of a newer {', '.join(stuck)}" if stuck else ""
 
 
 def _adapt(model: ir.Model, current: int, target: int) -> list[str]:
