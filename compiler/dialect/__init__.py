@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from . import gelu
+from . import attention, conv, gelu, gqa, matmul, norm, rotary
 from .base import MICROSOFT, Inferred, OpSchema, Parameter
 
-_SCHEMAS: dict[tuple[str, str], OpSchema] = {(s.domain, s.name): s for s in (*gelu.SCHEMAS,)}
+_ALL = (
+    *attention.SCHEMAS,
+    *conv.SCHEMAS,
+    *gelu.SCHEMAS,
+    *gqa.SCHEMAS,
+    *matmul.SCHEMAS,
+    *norm.SCHEMAS,
+    *rotary.SCHEMAS,
+)
+_SCHEMAS: dict[tuple[str, str], OpSchema] = {(s.domain, s.name): s for s in _ALL}
 
 
 def schema(domain: str, op_type: str) -> OpSchema | None:

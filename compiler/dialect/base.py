@@ -15,6 +15,9 @@ MICROSOFT = "com.microsoft"
 Inferred: TypeAlias = "tuple[ir.DataType | None, ir.Shape | None]"
 """dtype and shape of one output; None where nothing is known."""
 
+StaticShapes: TypeAlias = "Sequence[tuple[int, ...] | None]"
+Flops: TypeAlias = "Callable[[StaticShapes, StaticShapes, Mapping[str, Any]], float]"
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -51,8 +54,8 @@ class OpSchema:
     ``infer(node)`` gives dtype and shape of each output from the recorded ones of the inputs.
     ``reference(*inputs, **attributes)`` takes arrays (None for omitted inputs) and attributes with
     defaults filled in, and gives a tuple with every output, None for outputs it does not compute.
-    ``flops(shapes, attributes)`` counts floating-point operations from the inputs' static shapes
-    (None for omitted inputs); left out, an operator costs one per output element.
+    ``flops(inputs, outputs, attributes)`` counts floating-point operations from static shapes (None for
+    omitted inputs and outputs); left out, an operator costs one per element of its first output.
     """
 
     name: str
@@ -61,7 +64,7 @@ class OpSchema:
     infer: Callable[[ir.Node], Sequence[Inferred]]
     reference: Callable[..., tuple[Array | None, ...]]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
-    flops: Callable[[Sequence[tuple[int, ...] | None], Mapping[str, Any]], float] | None = None
+    flops: Flops | None = None
     domain: str = MICROSOFT
 
     @property
