@@ -17,7 +17,7 @@ from .families import OTHER, Family, family_of
 NODE_LIMIT = 400
 """Greatest number of operators drawn one by one; larger graphs are drawn by module."""
 
-MODULE_LIMIT = 120
+MODULE_LIMIT = 200
 
 
 @dataclass(slots=True)
