@@ -27,11 +27,11 @@ def tapped(data: bytes, names: Sequence[str]) -> bytes:
 
 def _computed(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
-        yield from node.output
+        yield from filter(None, node.output)
 
 
-def computed(data: bytes) -> set[str]:
-    """Names of all values that the model's main graph computes."""
+def computed(data: bytes) -> list[str]:
+    """Names of all values that the model's main graph computes, in execution order."""
     import onnx
 
-    return set(_computed(onnx.load_model_from_string(data).graph))
+    return list(_computed(onnx.load_model_from_string(data).graph))

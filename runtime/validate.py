@@ -79,7 +79,8 @@ def _misfits(
                     "make them equal",
                 )
             elif dim in dims and size not in dims[dim]:
-                fix = f"compile with --dim {dim}={min(size, dims[dim].minimum)}..{max(size, dims[dim].maximum or 0)}"
+                low, high = dims[dim].minimum, dims[dim].maximum or 0
+                fix = f"compile with --dim {dim}={min(size, low)}..{max(size, high)}"
                 yield f"has {dim}={size} along axis {axis}, outside {dims[dim]}", fix
 
 

@@ -1,0 +1,155 @@
+"""Benchmark of runners: latencies side by side, load and first call apart, memory, and the conditions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..compiler.jsonable import to_json
+from ..compiler.options import Target
+from ..compiler.reference import Array, Arrays
+from .conditions import Conditions, available_memory, conditions, peak_rss
+from .onnxruntime import OnnxRuntimeRunner
+from .timing import SETTLE, Latency, Speedup, Timings, interleave
+
+_ROUNDS_ALONE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something to time: a name, how to open its runner, and bytes it needs when open (0: not known)."""
+
+    name: str
+    open: Callable[[], OnnxRuntimeRunner]
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One candidate's figures, times in seconds. ``speedup`` is against the last one, the baseline."""
+
+    name: str
+    latency: Latency
+    load: float
+    first_call: float
+    speedup: Speedup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What a benchmark measured: candidates in order, the baseline last.
+
+    ``inputs``: shape of every input. ``together``: whether all sessions were in memory at once.
+    ``peak_rss``: greatest resident memory of the process, bytes.
+    """
+
+    candidates: tuple[Measured, ...]
+    inputs: Mapping[str, tuple[int, ...]]
+    conditions: Conditions
+    together: bool
+    peak_rss: int
+
+    @property
+    def latency(self) -> Latency:
+        """The first candidate's."""
+        return self.candidates[0].latency
+
+    @property
+    def speedup(self) -> Speedup | None:
+        """The first candidate's against the baseline; None if it was timed alone."""
+        return self.candidates[0].speedup
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``."""
+        data: dict[str, Any] = to_json(self)
+        return data
+
+
+def bench(
+    candidates: Sequence[Candidate],
+    inputs: Arrays,
+    *,
+    runs: int = 50,
+    seconds: float | None = None,
+    target: Target,
+    threads: int | None = None,
+    together: bool | None = None,
+) -> BenchResult:
+    """Time ``candidates`` on the same ``inputs``; the last is the baseline of the others' speedup.
+
+    ``together``: keep all sessions open and interleave single calls; else one session is in memory at a
+    time and whole passes are interleaved. None: together if they fit in half of the free memory.
+    Raises: InputError if the inputs don't fit a candidate.
+    """
+    before = conditions(target, threads)
+    if together is None:
+        free = available_memory()
+        together = free is None or 2 * sum(c.size for c in candidates) < free / 2
+    measure = _together if together else _one_by_one
+    opened, timings = measure(candidates, inputs, runs, seconds, SETTLE if before.threads > 1 else 0.0)
+    baseline = candidates[-1].name
+    measured = tuple(
+        Measured(
+            c.name,
+            timings.latency(c.name),
+            *opened[c.name],
+            speedup=timings.speedup(c.name, baseline) if c.name != baseline else None,
+        )
+        for c in candidates
+    )
+    shapes = {name: tuple(array.shape) for name, array in inputs.items()}
+    return BenchResult(measured, shapes, before, together, peak_rss())
+
+
+Opened = dict[str, tuple[float, float]]
+
+
+def _together(
+    candidates: Sequence[Candidate],
+    inputs: Mapping[str, Array],
+    runs: int,
+    seconds: float | None,
+    settle: float,
+) -> tuple[Opened, Timings]:
+    opened: Opened = {}
+    runners: dict[str, OnnxRuntimeRunner] = {}
+    try:
+        calls: dict[str, Callable[[], object]] = {}
+        for candidate in candidates:
+            runner = runners[candidate.name] = candidate.open()
+            calls[candidate.name], opened[candidate.name] = _first_call(runner, inputs)
+        return opened, interleave(calls, runs, seconds=seconds, settle=settle)
+    finally:
+        for runner in runners.values():
+            runner.close()
+
+
+def _one_by_one(
+    candidates: Sequence[Candidate],
+    inputs: Mapping[str, Array],
+    runs: int,
+    seconds: float | None,
+    settle: float,
+) -> tuple[Opened, Timings]:
+    opened: Opened = {}
+    rounds: dict[str, list[tuple[float, ...]]] = {c.name: [] for c in candidates}
+    share = None if seconds is None else seconds / (_ROUNDS_ALONE * len(candidates))
+    for number in range(_ROUNDS_ALONE):
+        for candidate in candidates[:: -1 if number % 2 else 1]:
+            with candidate.open() as runner:
+                call, first = _first_call(runner, inputs)
+                opened.setdefault(candidate.name, first)
+                alone = interleave({"": call}, -(-runs // _ROUNDS_ALONE), seconds=share, settle=settle)
+            rounds[candidate.name].append(tuple(s for block in alone.rounds[""] for s in block))
+    return opened, Timings({name: tuple(blocks) for name, blocks in rounds.items()})
+
+
+def _first_call(
+    runner: OnnxRuntimeRunner, inputs: Mapping[str, Array]
+) -> tuple[Callable[[], object], tuple[float, float]]:
+    arrays = runner.check(inputs)
+    start = time.perf_counter()
+    runner.run_arrays(arrays)
+    return lambda: runner.run_arrays(arrays), (runner.load_seconds, time.perf_counter() - start)

@@ -1,0 +1,266 @@
+"""Executable: an opened folder that runs, is called like its source, is timed and is verified."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+from ..compiler.artifact import WEIGHTS, Artifact
+from ..compiler.draft import copy
+from ..compiler.errors import ArtifactError, CompileError, OptionError
+from ..compiler.manifest import Entry, Manifest
+from ..compiler.options import Target
+from ..compiler.program import TensorSpec
+from ..compiler.reference import Arrays, Reference
+from .bench import BenchResult, Candidate, bench
+from .call import default_call, flatten, unflatten
+from .compare import tolerance_for
+from .onnxruntime import OnnxRuntimeRunner
+from .samples import sample_inputs
+from .session import open_runner
+from .validate import checked
+from .verify import GoldenReference, Verification, layer_values, verification
+
+__all__ = ["Executable", "Verification", "open_executable"]
+
+SOURCE = "source"
+"""Name of the variant that is the model as imported: the baseline of ``bench``."""
+
+Resolve = Callable[[object], Reference]
+
+
+def open_executable(
+    folder: str | PathLike[str], resolve_reference: Resolve | None = None, *, temporary: bool = False
+) -> Executable:
+    """Open an executable folder. Raises: ArtifactError if it is missing, damaged or not ours."""
+    return Executable(Artifact(Path(folder)), resolve_reference, temporary=temporary)
+
+
+class Executable:
+    """An executable folder, opened. Sessions start when first needed; calls may come from several threads.
+
+    ``resolve_reference`` makes a Reference from whatever ``verify`` is given. ``temporary``: the folder is
+    removed with the Executable.
+    """
+
+    def __init__(
+        self, artifact: Artifact, resolve_reference: Resolve | None = None, *, temporary: bool = False
+    ) -> None:
+        self._artifact = artifact
+        self._resolve = resolve_reference
+        self._runners: dict[tuple[str, str, int | None], OnnxRuntimeRunner] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._remove = weakref.finalize(self, shutil.rmtree, artifact.folder, True) if temporary else None
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._artifact.folder
+
+    @property
+    def manifest(self) -> Manifest:
+        """Everything known about it."""
+        return self._artifact.manifest
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """Signature of the main entry's inputs."""
+        return self._main.inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """Signature of the main entry's outputs."""
+        return self._main.outputs
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the compile did, as it was reported. Raises: ArtifactError if the report is damaged."""
+        path = self.folder / "report.json"
+        if path.name not in self.manifest.files:
+            return {}
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(str(path), f"can't be read: {error}", "compile the model again") from error
+        return data
+
+    def run(self, inputs: Mapping[str, Any], variant: str | None = None, *, entry: str = "main") -> Arrays:
+        """Outputs by name for ``inputs``, arrays or tensors by name.
+
+        Raises: InputError listing every input that does not fit.
+        """
+        return self.runner(variant, entry=entry).run(inputs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the source model takes and returns; inputs by name or position if it had no signature.
+
+        Raises: InputError listing every argument that does not fit.
+        """
+        call = self.manifest.call or default_call(self.inputs, self.outputs)
+        return unflatten(call, self.run(flatten(call, args, kwargs)))
+
+    def runner(
+        self, variant: str | None = None, *, entry: str = "main", threads: int | None = None
+    ) -> OnnxRuntimeRunner:
+        """The runner of a variant, opened once for each count of threads; closed with the Executable."""
+        name, _ = self._artifact.variant(variant)
+        with self._lock:
+            if self._closed:
+                raise CompileError(self.folder.name, "was closed", "open it again")
+            key = (name, entry, threads)
+            if key not in self._runners:
+                self._runners[key] = open_runner(self._artifact, name, entry=entry, threads=threads)
+            return self._runners[key]
+
+    def bench(
+        self,
+        against: Executable | str | PathLike[str] | None = None,
+        *,
+        runs: int = 50,
+        seconds: float | None = None,
+        threads: int | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        sizes: Mapping[str, int] | None = None,
+        together: bool | None = None,
+    ) -> BenchResult:
+        """Time the default variant, interleaved with ``against``.
+
+        ``against``: another Executable, a variant of this one, or a folder; None is the source variant if
+        it was kept, else nothing. ``sizes``: named dimensions, ``{"batch": 8}``. ``together``: see ``bench``.
+        Raises: InputError if the inputs don't fit.
+        """
+        name, record = self._artifact.variant()
+        if inputs is None:
+            golden = self._artifact.golden()
+            inputs = sample_inputs(self.inputs, self.manifest.dims, golden[0] if golden else None, sizes)
+        elif sizes:
+            raise OptionError("sizes", "can't be given together with inputs", "give one of them")
+        with ExitStack() as stack:
+            candidates = [self._candidate(name, name, threads)]
+            if (other := self._opponent(against, name, stack)) is not None:
+                label = other[1] if other[0] is self else f"{other[0].folder.name} ({other[1]})"
+                candidates.append(other[0]._candidate(label, other[1], threads))
+            return bench(
+                candidates,
+                checked(inputs, self.inputs, self.manifest.dims),
+                runs=runs,
+                seconds=seconds,
+                target=Target.parse(record.target),
+                threads=threads,
+                together=together,
+            )
+
+    def _opponent(
+        self, against: Executable | str | PathLike[str] | None, name: str, stack: ExitStack
+    ) -> tuple[Executable, str] | None:
+        """Whom to time against, and which variant of it; a folder is opened for as long as ``stack``."""
+        if against is None:
+            return (self, SOURCE) if SOURCE in self.manifest.variants and name != SOURCE else None
+        if isinstance(against, Executable):
+            return against, against.manifest.default
+        if isinstance(against, str) and (against in self.manifest.variants or not Path(against).exists()):
+            return self, self._artifact.variant(against)[0]
+        opened = stack.enter_context(open_executable(against))
+        return opened, opened.manifest.default
+
+    def _candidate(self, label: str, variant: str, threads: int | None) -> Candidate:
+        weights = self.manifest.files.get(WEIGHTS)
+        return Candidate(
+            label,
+            lambda: open_runner(self._artifact, variant, threads=threads),
+            weights.size if weights else 0,
+        )
+
+    def verify(
+        self,
+        reference: object = None,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        tolerance: float | None = None,
+        variant: str | None = None,
+        layers: bool = True,
+    ) -> Verification:
+        """Compare a variant with ``reference``: a Reference, or a source model or path.
+
+        None compares with the golden outputs. ``inputs``: None takes the golden ones. ``tolerance``: greatest
+        scaled error; None takes the one the executable was certified with. ``layers``: also compare the
+        layers that both sides know. Raises: ArtifactError if there is no golden data to take.
+        """
+        name, _ = self._artifact.variant(variant)
+        golden = self._artifact.golden()
+        source = self._reference(reference, golden, inputs)
+        if inputs is None:
+            inputs = sample_inputs(self.inputs, self.manifest.dims, golden[0] if golden else None)
+        arrays = checked(inputs, self.inputs, self.manifest.dims)
+        table = layer_values(self._artifact, name) if layers and reference is not None else {}
+        if table:
+            with open_runner(self._artifact, name, taps=list(table.values())) as runner:
+                outputs = runner.run(arrays)
+        else:
+            outputs = self.run(arrays, name)
+        limit = self.tolerance if tolerance is None else tolerance
+        return verification(source, name, arrays, outputs, tolerance=limit, layers=table)
+
+    @property
+    def tolerance(self) -> float:
+        """The scaled error the executable was certified with, else the one of its precision."""
+        if self.manifest.certificate is not None:
+            return self.manifest.certificate.tolerance
+        return tolerance_for(str(self.manifest.options.get("precision", "fp32")))
+
+    def _reference(
+        self, reference: object, golden: tuple[Arrays, Arrays] | None, inputs: object
+    ) -> Reference:
+        if reference is None:
+            if golden is None or inputs is not None:
+                fact = "keeps no source outputs for these inputs"
+                raise ArtifactError(str(self.folder), fact, "give the source model as reference")
+            framework = self.manifest.source.get("framework", "source")
+            return GoldenReference(golden[1], f"golden outputs of {framework}")
+        if all(hasattr(reference, name) for name in ("name", "run", "layers")):
+            return cast(Reference, reference)
+        if self._resolve is None:
+            raise OptionError(
+                "reference", f"{type(reference).__name__} is no Reference", "open it with miaotui.open"
+            )
+        return self._resolve(reference)
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write the executable as ``folder``, every file checked. Raises: ArtifactError if it can't be."""
+        copy(self._artifact, Path(folder))
+
+    def close(self) -> None:
+        """Close all sessions; a temporary folder is removed."""
+        with self._lock:
+            self._closed = True
+            for runner in self._runners.values():
+                runner.close()
+            self._runners.clear()
+        self._artifact.close()
+        if self._remove is not None:
+            self._remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        signature = f"({', '.join(map(str, self.inputs))}) -> ({', '.join(map(str, self.outputs))})"
+        return f"<Executable {self.manifest.name} {signature}>"
+
+    @property
+    def _main(self) -> Entry:
+        return self.manifest.entries["main"]

@@ -1,0 +1,153 @@
+"""Times functions interleaved in one process, and says whether one is faster than another."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+Verdict: TypeAlias = Literal["faster", "slower", "inconclusive"]
+
+SETTLE = 0.04
+"""Seconds of rest before each candidate that has several threads: ONNX Runtime's workers spin that long."""
+
+_BLOCK = 0.005
+_FEWEST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds per call."""
+
+    runs: int
+    median: float
+    p90: float
+    p99: float
+    mean: float
+    std: float
+    minimum: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """Statistics of ``seconds``, one number a call."""
+        median, p90, p99 = (float(q) for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
+        mean = statistics.fmean(seconds)
+        return cls(len(seconds), median, p90, p99, mean, float(np.std(seconds)), min(seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """How many times faster than the baseline, with the 95 % confidence interval."""
+
+    ratio: float
+    low: float
+    high: float
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.3f}x [{self.low:.3f}, {self.high:.3f}] {self.verdict}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of every call, by candidate and round. In a round all candidates ran side by side."""
+
+    rounds: Mapping[str, tuple[tuple[float, ...], ...]]
+
+    def latency(self, name: str) -> Latency:
+        """Statistics of one candidate over all rounds."""
+        return Latency.of([seconds for block in self.rounds[name] for seconds in block])
+
+    def speedup(self, name: str, baseline: str, seed: int = 0) -> Speedup:
+        """How many times faster ``name`` is than ``baseline``: median over rounds of the ratio of medians.
+
+        Drift of the machine cancels out within a round. The interval is a bootstrap over rounds;
+        ``faster`` and ``slower`` are said only when it excludes 1.
+        """
+        pairs = zip(self.rounds[baseline], self.rounds[name], strict=True)
+        logs = np.array([math.log(statistics.median(b) / statistics.median(c)) for b, c in pairs])
+        picks = np.random.default_rng(seed).integers(len(logs), size=(4000, len(logs)))
+        low, high = (float(q) for q in np.quantile(np.median(logs[picks], axis=1), [0.025, 0.975]))
+        verdict: Verdict = "inconclusive"
+        if len(logs) >= _FEWEST and (low > 0 or high < 0):
+            verdict = "faster" if low > 0 else "slower"
+        return Speedup(math.exp(float(np.median(logs))), math.exp(low), math.exp(high), verdict)
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    runs: int = 50,
+    *,
+    seconds: float | None = None,
+    settle: float = 0.0,
+) -> Timings:
+    """Time every candidate ``runs`` times or more, in rounds of short blocks whose order alternates.
+
+    ``seconds`` bounds the whole measurement, warm-up included, but five rounds are always made.
+    ``settle``: seconds of rest before each block. The garbage collector is off meanwhile.
+    """
+    end = math.inf if seconds is None else time.perf_counter() + seconds
+    limit = 5.0 if seconds is None else seconds / (4 * max(1, len(candidates)))
+    measured: dict[str, list[tuple[float, ...]]] = {name: [] for name in candidates}
+    with _no_collection():
+        slowest = max((warm_up(run, limit) for run in candidates.values()), default=0.0)
+        block = _block_size(slowest, runs, settle)
+        for number in range(max(_FEWEST, math.ceil(runs / block))):
+            if number >= _FEWEST and time.perf_counter() > end:
+                break
+            for name in list(candidates)[:: -1 if number % 2 else 1]:
+                time.sleep(settle)
+                measured[name].append(_block(candidates[name], block))
+    return Timings({name: tuple(blocks) for name, blocks in measured.items()})
+
+
+def warm_up(run: Callable[[], object], limit: float = 5.0) -> float:
+    """Call ``run`` until it gets no faster, at most 30 times or ``limit`` seconds; its typical seconds."""
+    seconds: list[float] = []
+    end = time.perf_counter() + limit
+    while len(seconds) < 30:
+        seconds.append(_timed(run))
+        if len(seconds) >= 6 and min(seconds[-3:]) > 0.97 * min(seconds[:-3]):
+            break
+        if len(seconds) >= 2 and time.perf_counter() > end:
+            break
+    return statistics.median(seconds[-3:])
+
+
+def _block_size(slowest: float, runs: int, settle: float) -> int:
+    """Calls of one candidate in a row: enough to find warm caches, few enough for many rounds."""
+    if slowest > 4 * _BLOCK:
+        return 1
+    size = min(20, math.ceil(_BLOCK / max(slowest, 1e-7)))
+    return max(size, math.ceil(runs / 20)) if settle else max(1, size)
+
+
+def _block(run: Callable[[], object], calls: int) -> tuple[float, ...]:
+    if calls > 1:
+        run()
+    return tuple(_timed(run) for _ in range(calls))
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
