@@ -78,10 +78,9 @@ class Draft:
         """
         with _writing(self.folder):
             self.weights.close()
-            known = {WEIGHTS: FileRecord(self.weights.size, self.weights.sha256)}
-            if not self.weights.size:
+            known = {WEIGHTS: FileRecord(self.weights.size, self.weights.sha256)} if self.weights.size else {}
+            if not (self.path / WEIGHTS).stat().st_size:
                 shutil.rmtree((self.path / WEIGHTS).parent)
-                known = {}
             files = {name: known.get(name) or record_file(self.path / name) for name in walk_files(self.path)}
             created = manifest.created or datetime.now(UTC).isoformat(timespec="seconds")
             manifest = replace(manifest, files=files, created=created)
