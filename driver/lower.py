@@ -1,4 +1,4 @@
-"""From the imported program to one a backend can build: the pipeline, run on a copy, with some passes left out."""
+"""From the imported program to one a backend can build: the pipeline on a copy, some passes left out."""
 
 from __future__ import annotations
 

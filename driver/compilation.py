@@ -1,0 +1,109 @@
+"""Compile: import, transform, build, prove, time, write. Reads top to bottom as it happens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..compiler.draft import Draft
+from ..compiler.options import CompileOptions
+from ..frontends.base import Import
+from ..frontends.load import load
+from ..passes.base import Pass
+from ..passes.observers import Observer, SaveIR, Verify
+from ..passes.pipeline import pipeline
+from ..runtime.executable import Executable
+from .context import backend_of, check_placement, context_of, variant_name
+from .decide import Judge, Result
+from .finish import finish
+from .lower import Lowered, Recipe
+from .opening import open_folder
+from .progress import Journal, Progress, Silent
+from .proof import Case, cases
+from .workbench import Workbench
+
+
+def compile_model(
+    source: object,
+    options: CompileOptions,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    inputs: object = None,
+    progress: Progress | None = None,
+    save_ir: Path | None = None,
+    passes: Sequence[Pass] | None = None,
+) -> Executable:
+    """Compile ``source`` into the folder ``output`` and open it.
+
+    ``passes`` replaces the target's pipeline; ``save_ir`` is a folder for the program's text after each
+    pass. Without ``output`` the folder is temporary and goes with the returned object.
+
+    Raises: CompileError; nothing is written then, and an older folder at ``output`` stays as it was.
+    """
+    steps = pipeline(options) if passes is None else passes
+    journal = Journal(Silent() if progress is None else progress)
+    with journal.stage("import"):
+        imported = load(source, options, inputs)
+    recipe = Recipe(imported.program, steps, context_of(options))
+    with journal.stage("transform"):
+        observers: list[Observer] = [Verify(), *([SaveIR(save_ir)] if save_ir is not None else [])]
+        lowered = recipe.lower(observers=observers)
+        check_placement(lowered.program, options, journal)
+
+    temporary = Path(tempfile.mkdtemp(prefix="miaotui-")) if output is None else None
+    folder = temporary or Path(str(output))
+    try:
+        _write(folder, imported, recipe, lowered, options, journal)
+        return open_folder(folder, temporary=temporary is not None)
+    except BaseException:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write(
+    folder: Path,
+    imported: Import,
+    recipe: Recipe,
+    lowered: Lowered,
+    options: CompileOptions,
+    journal: Journal,
+) -> None:
+    with Draft(folder) as draft:
+        bench = Workbench(draft, backend_of(options), options.target)
+        with journal.stage("build"):
+            source = bench.source(recipe.source)
+            result = Result(source, lowered, bench.optimized(lowered, variant_name(options)))
+        given: list[Case] = []
+        if options.verify:
+            with journal.stage("reference"):
+                given = cases(imported, options.seed)
+            judge = Judge(bench, recipe, given, imported.reference.name, options, journal)
+            with journal.stage("verify"):
+                result = judge.proved(result)
+            if result.proof is not None and options.timing > 0:
+                with journal.stage("time"):
+                    result = judge.timed(result)
+                    result = judge.proved(result)
+        with journal.stage("write"):
+            if bench.built == 2:
+                finish(draft, folder, recipe.source, result, given, options, journal)
+                return
+            # Candidates that were dropped left weights behind: write what was kept into a fresh draft.
+            with Draft(folder) as clean:
+                bench = Workbench(clean, backend_of(options), options.target)
+                source = bench.source(recipe.source)
+                best = bench.optimized(result.lowered, variant_name(options))
+                finish(
+                    clean,
+                    folder,
+                    recipe.source,
+                    replace(result, source=source, best=best),
+                    given,
+                    options,
+                    journal,
+                )

@@ -1,0 +1,49 @@
+"""What the options mean for passes and backends: the context passes see, placement, unsupported nodes."""
+
+from __future__ import annotations
+
+from ..compiler.codegen.onnxruntime.placement import fallbacks
+from ..compiler.errors import PlacementError, Problem
+from ..compiler.options import CompileOptions
+from ..compiler.program import Program
+from ..passes.base import PassContext
+from .progress import Journal
+from .workbench import BACKENDS
+
+
+def context_of(options: CompileOptions) -> PassContext:
+    """What passes may ask: the target, and whether the backend has a kernel."""
+    backend = BACKENDS[backend_of(options)]
+    return PassContext(options.target, lambda node: backend.supports(node, options.target))
+
+
+def backend_of(options: CompileOptions) -> str:
+    """The backend's name; ``auto`` is ONNX Runtime, the one that takes every model."""
+    return "ort" if options.backend == "auto" else options.backend
+
+
+def check_placement(program: Program, options: CompileOptions, journal: Journal) -> None:
+    """On CUDA, name every node that would run on the CPU. Raises: PlacementError if ``strict``."""
+    if options.target.device != "cuda":
+        return
+    problems: list[Problem] = fallbacks(program, options.target)
+    if problems and options.strict:
+        raise PlacementError.of(problems)
+    for problem in problems:
+        journal.note(f"runs on the CPU: {problem}")
+
+
+def variant_name(options: CompileOptions) -> str:
+    """The optimized variant's name: ``cpu-ort``."""
+    return f"{options.target.device}-{backend_of(options)}"
+
+
+def unsupported(program: Program, options: CompileOptions) -> list[Problem]:
+    """Every node that the backend can't run anywhere, by name, with the reason."""
+    backend = BACKENDS[backend_of(options)]
+    return [
+        Problem(f"node {node.name!r} ({node.op_type})", reason)
+        for model in program.entries.values()
+        for node in model.graph.all_nodes()
+        if (reason := backend.supports(node, options.target)) is not None
+    ]

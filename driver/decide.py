@@ -1,0 +1,110 @@
+"""What is kept: wrong passes are bisected and reverted, slow ones left out, the rest proved and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ..compiler.errors import ToolError, VerificationError
+from ..compiler.options import CompileOptions
+from ..runtime.bench import BenchResult
+from ..runtime.compare import tolerance_for
+from .bisect import IMPORT, find_culprit
+from .lower import Lowered, Recipe
+from .never_slower import Trial, keep_what_pays, race
+from .progress import Journal
+from .proof import Case, Proof, prove
+from .workbench import Built, Workbench
+
+FINAL = 3.0
+"""Seconds spent on the last comparison with the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a compile decided: the program to write, and the evidence."""
+
+    source: Built
+    lowered: Lowered
+    best: Built
+    reverted: dict[str, str] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    proof: Proof | None = None
+    race: BenchResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Proves and times candidates of one compile."""
+
+    bench: Workbench
+    recipe: Recipe
+    cases: Sequence[Case]
+    reference: str
+    options: CompileOptions
+    journal: Journal
+
+    def proved(self, result: Result) -> Result:
+        """Prove the result; while it fails, revert the pass that bisection names.
+
+        Raises: VerificationError if no optional pass is to blame.
+        """
+        while True:
+            try:
+                proof = self._prove(result.best)
+            except ToolError as missing:
+                self.journal.note(f"not proved or timed here: {missing}")
+                return result
+            if proof.ok:
+                return replace(result, proof=proof)
+            without = frozenset(result.reverted)
+            culprit = find_culprit(
+                self.recipe,
+                self.bench,
+                self.cases[0].inputs,
+                self.tolerance,
+                lambda built: self._prove(built).ok,
+                without,
+            )
+            if culprit.pass_name == IMPORT:
+                facts = "; ".join(str(item) for item in proof.found if not item.ok)
+                fact = f"differs from {self.reference} without any optional pass: {facts}"
+                raise VerificationError("verify", fact, "raise --budget if this error is acceptable")
+            reason = f"wrong result: {culprit}"
+            self.journal.note(f"reverted {culprit.pass_name}: {reason}")
+            reverted = {**result.reverted, culprit.pass_name: reason}
+            lowered = self.recipe.lower(frozenset(reverted))
+            best = self.bench.optimized(lowered, f"repaired-{len(reverted)}")
+            result = replace(result, lowered=lowered, best=best, reverted=reverted)
+
+    def timed(self, result: Result) -> Result:
+        """Leave out passes that cost time, then time what is left against the source."""
+        options, inputs = self.options, self.cases[0].inputs
+        verdict = keep_what_pays(
+            self.recipe,
+            self.bench,
+            (result.lowered, result.best),
+            inputs,
+            without=frozenset(result.reverted),
+            threads=options.threads,
+            seconds=None if options.opt >= 3 else options.timing,
+        )
+        reverted = dict(result.reverted)
+        for trial in verdict.trials:
+            if trial.loses:
+                reverted[trial.name] = f"costs time: {1 / trial.gain.ratio:.3f}× as fast without it"
+                self.journal.note(f"reverted {trial.name}: {reverted[trial.name]}")
+        if verdict.untried:
+            left = ", ".join(verdict.untried)
+            self.journal.note(f"not timed one by one within {options.timing:g} s: {left}")
+        final = race(verdict.built, result.source, inputs, threads=options.threads, seconds=FINAL)
+        kept = replace(result, lowered=verdict.lowered, best=verdict.built, reverted=reverted)
+        return replace(kept, trials=verdict.trials, race=final)
+
+    @property
+    def tolerance(self) -> float:
+        """Greatest scaled error allowed: the budget, else the precision's."""
+        return tolerance_for(self.options.precision) if self.options.budget is None else self.options.budget
+
+    def _prove(self, built: Built) -> Proof:
+        return prove(built, self.reference, self.cases, self.tolerance, self.options.threads)

@@ -1,0 +1,104 @@
+"""The last step of a compile: golden data, report and manifest into the draft, the draft into its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ..compiler.artifact import GOLDEN
+from ..compiler.draft import Draft
+from ..compiler.manifest import Certificate, Manifest
+from ..compiler.options import CompileOptions
+from ..compiler.program import Program
+from ..runtime.conditions import cores, versions
+from .context import variant_name
+from .decide import Result
+from .progress import Journal
+from .proof import Case
+from .report import pass_records, report, text_of
+from .workbench import signature
+
+
+def finish(
+    draft: Draft,
+    folder: Path,
+    source: Program,
+    result: Result,
+    given: Sequence[Case],
+    options: CompileOptions,
+    journal: Journal,
+) -> None:
+    """Write golden data, report and manifest, and put the folder in its place."""
+    program = result.lowered.program
+    records = pass_records(result.lowered, result.reverted)
+    name = variant_name(options)
+    variants = {name: replace(result.best.variant, passes=records)}
+    if options.keep_source:
+        variants["source"] = result.source.variant
+    for leftover in (draft.path / "variants").iterdir():
+        if leftover.name not in variants:
+            draft.discard_variant(leftover.name)
+    if given:
+        draft.golden(given[0].inputs, given[0].expected)
+    for file, path in source.assets.items():
+        draft.asset(file, path)
+    document = report(
+        model=source.source.get("model", folder.stem),
+        target=str(options.target),
+        source=result.source,
+        best=result.best,
+        passes=records,
+        trials=result.trials,
+        proof=result.proof,
+        race=result.race,
+        threads=cores() if options.threads is None else options.threads,
+        inputs={k: f"{v.dtype}[{','.join(map(str, v.shape))}]" for k, v in given[0].inputs.items()}
+        if given
+        else {},
+        sizes=_sizes(draft),
+        journal=journal,
+    )
+    draft.write_text("report.json", text_of(document))
+    draft.finish(
+        Manifest(
+            name=folder.stem,
+            entries={entry: signature(program, entry) for entry in program.entries},
+            variants=variants,
+            default=name,
+            dims=program.dims,
+            call=program.call,
+            layers=source.layers,
+            source=program.source,
+            options=_plain(options),
+            environment=versions(),
+            certificate=_certificate(result, name),
+            timings={} if document["latency"] is None else document["latency"],
+        )
+    )
+
+
+def _certificate(result: Result, variant: str) -> Certificate | None:
+    if result.proof is None:
+        return None
+    proof = result.proof
+    return Certificate(proof.reference, proof.ok, proof.tolerance, proof.errors(), variant)
+
+
+def _sizes(draft: Draft) -> dict[str, int]:
+    """Bytes on disk: weights, models, golden data."""
+    models = sum(p.stat().st_size for p in (draft.path / "variants").rglob("*") if p.is_file())
+    golden = draft.path / GOLDEN.format(entry="main")
+    return {
+        "weights": draft.weights.size,
+        "models": models,
+        "golden": golden.stat().st_size if golden.exists() else 0,
+    }
+
+
+def _plain(options: CompileOptions) -> dict[str, object]:
+    plain = asdict(options)
+    plain["target"] = str(options.target)
+    plain["inputs"] = [f"{s.name}:{'x'.join(map(str, s.shape))}" for s in options.inputs]
+    plain["dims"] = {name: str(span) for name, span in options.dims}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}

@@ -1,0 +1,104 @@
+"""Never slower: each optional pass that fired is left out in turn; one that costs time is reverted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from ..compiler.errors import InternalError
+from ..compiler.reference import Arrays
+from ..passes.cleanup import CLEANUP
+from ..runtime.bench import BenchResult, Candidate, bench
+from ..runtime.timing import Speedup
+from .lower import Lowered, Recipe
+from .workbench import Built, Workbench
+
+NOISE = 0.98
+"""A pass is reverted if its speedup is, with 95 % confidence, below this."""
+
+TRIAL = 1.5
+"""Seconds spent on timing one pass."""
+
+
+TOGETHER = 256 << 20
+"""Bytes of weights up to which both sessions are in memory at once; each session may hold a packed copy."""
+
+
+def race(first: Built, second: Built, inputs: Arrays, *, threads: int | None, seconds: float) -> BenchResult:
+    """Time ``first`` against ``second``, the baseline, interleaved within about ``seconds``."""
+    return bench(
+        [_candidate(first, threads), _candidate(second, threads)],
+        inputs,
+        runs=30,
+        seconds=seconds,
+        target=first.model.target,
+        threads=threads,
+        together=max(first.weights, second.weights) <= TOGETHER,
+    )
+
+
+def _candidate(built: Built, threads: int | None) -> Candidate:
+    return Candidate(built.name, lambda: built.open(threads), built.weights)
+
+
+_FREE = frozenset(step.name for step in CLEANUP)
+"""Not timed: cleanup only takes work away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How much faster one pass makes the program; below 1 if it costs time."""
+
+    name: str
+    gain: Speedup
+
+    @property
+    def loses(self) -> bool:
+        """Whether the pass costs time beyond the noise."""
+        return self.gain.high < NOISE
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was kept: the program and its build, passes left out, what was tried and what was not."""
+
+    lowered: Lowered
+    built: Built
+    without: frozenset[str]
+    trials: tuple[Trial, ...]
+    untried: tuple[str, ...]
+
+
+def keep_what_pays(
+    recipe: Recipe,
+    workbench: Workbench,
+    start: tuple[Lowered, Built],
+    inputs: Arrays,
+    *,
+    without: frozenset[str],
+    threads: int | None,
+    seconds: float | None,
+) -> Verdict:
+    """Try every optional pass that fired, the last ones first, within ``seconds`` (None: no bound).
+
+    The last passes lower into fused kernels: they gain most and are the likeliest to lose.
+    """
+    lowered, built = start
+    deadline = None if seconds is None else time.monotonic() + seconds
+    trials: list[Trial] = []
+    candidates = [name for name in reversed(lowered.fired()) if name not in _FREE]
+    for index, name in enumerate(candidates):
+        if deadline is not None and time.monotonic() > deadline:
+            return Verdict(lowered, built, without, tuple(trials), tuple(candidates[index:]))
+        other = recipe.lower(without | {name})
+        rival = workbench.optimized(other, f"without-{name}")
+        if rival.model.data == built.model.data:
+            continue
+        gain = race(built, rival, inputs, threads=threads, seconds=TRIAL).speedup
+        if gain is None:
+            raise InternalError("a race of two gave no speedup")
+        trial = Trial(name, gain)
+        trials.append(trial)
+        if trial.loses:
+            lowered, built, without = other, rival, without | {name}
+    return Verdict(lowered, built, without, tuple(trials), ())

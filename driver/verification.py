@@ -1,0 +1,137 @@
+"""Verify an executable folder; where it fails, say which pass and node are to blame."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..compiler.artifact import WEIGHTS, Artifact, check
+from ..compiler.draft import Draft
+from ..compiler.errors import InternalError
+from ..compiler.ir.shapes import infer_shapes
+from ..compiler.options import CompileOptions, Target
+from ..compiler.program import Program
+from ..compiler.reference import Arrays
+from ..passes.pipeline import pipeline
+from ..runtime.executable import SOURCE, Executable, Verification
+from .bisect import Culprit, find_culprit
+from .context import backend_of, context_of
+from .lower import Recipe
+from .opening import reference_of
+from .proof import Case, prove
+from .workbench import Workbench
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The comparison, and if it failed and could be bisected, the culprit. ``why`` says why it could not."""
+
+    verification: Verification
+    culprit: Culprit | None = None
+    why: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all outputs are within the tolerance."""
+        return self.verification.ok
+
+
+def verify(
+    executable: Executable,
+    reference: object = None,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    tolerance: float | None = None,
+    layers: bool = True,
+    bisect: bool = True,
+) -> Check:
+    """Check every file's hash, then compare with golden data or ``reference``; on excess, bisect.
+
+    Raises: ArtifactError if a file is damaged, or there is nothing to compare with.
+    """
+    check(executable.folder)
+    found = executable.verify(reference, inputs, tolerance=tolerance, layers=layers)
+    if found.ok or not bisect:
+        return Check(found)
+    if SOURCE not in executable.manifest.variants:
+        return Check(found, why="the source variant was not kept: compile with --keep-source to bisect")
+    return Check(found, _bisected(executable, reference, inputs, found.tolerance))
+
+
+def _bisected(
+    executable: Executable, reference: object, inputs: Mapping[str, Any] | None, tolerance: float
+) -> Culprit:
+    """Run the pipeline that made the executable again, on the source variant."""
+    options = recorded_options(executable)
+    with Artifact(executable.folder) as artifact, tempfile.TemporaryDirectory() as scratch:
+        case = _case(artifact, reference, inputs)
+        recipe = Recipe(source_program(artifact), pipeline(options), context_of(options))
+        record = artifact.variant()[1]
+        reverted = frozenset(p.name for p in record.passes if p.reverted)
+        with Draft(Path(scratch, "bisect")) as draft:
+            bench = Workbench(draft, backend_of(options), options.target)
+            return find_culprit(
+                recipe,
+                bench,
+                case.inputs,
+                tolerance,
+                lambda built: prove(built, "reference", [case], tolerance, options.threads).ok,
+                reverted,
+            )
+
+
+def _case(artifact: Artifact, reference: object, inputs: Mapping[str, Any] | None) -> Case:
+    golden = artifact.golden()
+    if reference is None:
+        if golden is None:
+            raise InternalError("verified without golden data or a reference")
+        return Case(*golden)
+    names = tuple(spec.name for spec in artifact.manifest.entries["main"].inputs)
+    arrays: Arrays = dict(inputs) if inputs is not None else golden[0] if golden else {}
+    return Case(arrays, reference_of(reference, names).run(arrays))
+
+
+def source_program(artifact: Artifact) -> Program:
+    """The program as imported, from the folder's source variant; weights stay in the folder's file."""
+    _, record = artifact.variant(SOURCE)
+    manifest = artifact.manifest
+    entries = {}
+    for entry, file in record.entries.items():
+        model = ir.from_proto(_parsed(artifact.read(file)))
+        for graph in model.graphs():
+            ir.external_data.set_base_dir(graph, artifact.folder / Path(WEIGHTS).parent)
+        entries[entry] = model
+    program = Program(
+        entries,
+        dims=dict(manifest.dims),
+        call=manifest.call,
+        layers=dict(manifest.layers),
+        source=dict(manifest.source),
+    )
+    infer_shapes(program)
+    return program
+
+
+def recorded_options(executable: Executable) -> CompileOptions:
+    """The options that decide the pipeline, as the manifest recorded them."""
+    known = executable.manifest.options
+    return CompileOptions(
+        target=Target.parse(known["target"]),
+        backend=known["backend"],
+        precision=known["precision"],
+        opt=known["opt"],
+        enable=tuple(known["enable"]),
+        disable=tuple(known["disable"]),
+        threads=known["threads"],
+    )
+
+
+def _parsed(data: bytes) -> Any:
+    import onnx
+
+    return onnx.load_model_from_string(data)
