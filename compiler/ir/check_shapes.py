@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from .. import dialect
+from ..dialect.standard import infer_standard
 from ..errors import Problem
 from .check_structure import place, subgraphs
 from .constants import constant_tensor
@@ -28,42 +29,22 @@ def inference_problems(model: ir.Model) -> Iterator[Problem]:
         if any(subgraphs(node)) or node.op_identifier() in model.functions:
             continue
         if (schema := dialect.schema(node.domain, node.op_type)) is not None:
-            yield from _compare(node, dict(zip(node.outputs, schema.infer(node), strict=False)))
+            yield from _compare(node, schema.infer(node))
         elif node.domain in STANDARD_DOMAINS:
             yield from _standard(node, model.opset_imports)
 
 
 def _standard(node: ir.Node, opsets: Mapping[str, int]) -> Iterator[Problem]:
-    import onnx
+    from onnx.shape_inference import InferenceError
 
-    inputs = [v for v in node.inputs if v is not None]
-    if any(v.type is None for v in inputs):
-        return
-    schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
-    if not schema.has_type_and_shape_inference_function:
-        return
     try:
-        types = onnx.shape_inference.infer_node_outputs(
-            schema,
-            ir.serde.serialize_node(node),
-            {str(v.name): _type_proto(v) for v in inputs},
-            {str(v.name): tensor for v in inputs if (tensor := _small(v)) is not None},
-            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in opsets.items()],
+        inferred = infer_standard(
+            node.op_type, node.inputs, node.attributes, len(node.outputs), node.domain, opsets, data=_small
         )
-    except onnx.shape_inference.InferenceError as error:
+    except InferenceError as error:
         yield Problem(place(node), str(error).strip().removeprefix("[ShapeInferenceError] "))
         return
-    inferred: dict[ir.Value, dialect.Inferred] = {}
-    for value in node.outputs:
-        proto = types.get(value.name or "")
-        if proto is not None and proto.HasField("tensor_type"):
-            dtype = ir.DataType(proto.tensor_type.elem_type)
-            inferred[value] = (dtype or None, ir.serde.deserialize_type_proto_for_shape(proto))
     yield from _compare(node, inferred)
-
-
-def _type_proto(value: ir.Value) -> onnx.TypeProto:
-    return ir.serde.serialize_value(value).type
 
 
 def _small(value: ir.Value) -> onnx.TensorProto | None:
@@ -75,8 +56,8 @@ def _small(value: ir.Value) -> onnx.TensorProto | None:
     )  # a copy, as inference can't read external data
 
 
-def _compare(node: ir.Node, inferred: Mapping[ir.Value, dialect.Inferred]) -> Iterator[Problem]:
-    for value, (dtype, shape) in inferred.items():
+def _compare(node: ir.Node, inferred: Sequence[dialect.Inferred]) -> Iterator[Problem]:
+    for value, (dtype, shape) in zip(node.outputs, inferred, strict=False):
         if dtype is not None and value.dtype is not None and value.dtype != dtype:
             yield Problem(
                 place(node), f"output {value.name!r} is {value.dtype.name}, inference says {dtype.name}"

@@ -81,8 +81,8 @@ def _qualified(domain: str, name: str, overload: str = "") -> str:
 
 
 def _graph_lines(graph: ir.Graph | ir.Function, pad: str, with_sources: bool) -> Iterator[str]:
-    yield f"{pad}inputs " + ", ".join(print_value(v) for v in graph.inputs)
-    yield f"{pad}outputs " + ", ".join(_name(v) for v in graph.outputs)
+    yield f"{pad}inputs " + (", ".join(print_value(v) for v in graph.inputs) or "-")
+    yield f"{pad}outputs " + (", ".join(_name(v) for v in graph.outputs) or "-")
     if isinstance(graph, ir.Graph):
         for value in graph.initializers.values():
             yield f"{pad}{print_value(value)}{_tensor_suffix(value.const_value)}"

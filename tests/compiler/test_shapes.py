@@ -1,0 +1,131 @@
+"""Shape inference: symbols are kept, sizes only become more precise, weights stay where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from miaotui.compiler.errors import ModelError
+from miaotui.compiler.ir.builder import BOOL, INT64, Builder
+from miaotui.compiler.ir.shapes import infer_model_shapes, infer_shapes
+from miaotui.compiler.program import Program
+
+
+def shapes(model: ir.Model) -> dict[str, str]:
+    return {str(v.name): str(v.shape) for node in model.graph.all_nodes() for v in node.outputs}
+
+
+def test_symbols_travel_through_shape_arithmetic() -> None:
+    b = Builder()
+    x = b.input("x", ("batch", "sequence", 12))
+    sizes = b.op("Shape", x)
+    batch = b.op("Gather", sizes, b.weight("i", np.asarray([0])))
+    target = b.op("Concat", batch, b.weight("rest", np.asarray([-1, 3, 4])), axis=0)
+    b.output(b.op("Reshape", x, target, name="split"))
+    b.output(b.op("Reshape", x, b.weight("keep", np.asarray([0, 0, 3, 4])), name="kept"))
+    found = shapes(b.model())
+    assert found["split"].startswith("[batch,") and found["split"].endswith(",3,4]")
+    assert found["kept"] == "[batch,sequence,3,4]"
+
+
+def test_recorded_names_and_sizes_survive() -> None:
+    b = Builder()
+    x = b.input("x", ("batch", None))
+    y = b.op("Relu", x, name="y")
+    y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["rows", 7])
+    b.output(b.op("Neg", y, name="z"))
+    assert shapes(b.model()) == {"y": "[rows,7]", "z": "[rows,7]"}
+
+
+def test_a_symbol_becomes_a_size_but_never_the_other_way_round() -> None:
+    b = Builder()
+    y = b.op("Relu", b.input("x", (2, "n")), name="y")
+    y.shape = ir.Shape(["rows", 3])
+    b.output(y)
+    assert shapes(b.model()) == {"y": "[2,3]"}
+
+
+def test_inference_is_stable() -> None:
+    b = Builder()
+    x = b.input("x", ("n", 4))
+    b.output(b.op("Add", b.op("NonZero", x, name="found"), b.weight("one", np.asarray(1)), name="y"))
+    model = b.model()
+    first = shapes(model)
+    infer_model_shapes(model)
+    assert shapes(model) == first
+    assert first["found"] == first["y"]
+
+
+def test_dialect_operators_between_standard_ones() -> None:
+    b = Builder()
+    h = b.op("Relu", b.input("x", ("batch", "seq", 8)))
+    gamma = b.weight("gamma", np.ones(8))
+    y, _, _, total = b.ops(
+        "SkipLayerNormalization", h, h, gamma, outputs=4, domain="com.microsoft", name="skip"
+    )
+    again = b.op("BiasGelu", b.op("MatMul", y, b.weight("w", np.ones((8, 5)))), b.weight("b", np.ones(5)),
+                 domain="com.microsoft", name="gelu")  # fmt: skip
+    b.output(b.op("Neg", again, name="z"))
+    b.output(total, "total")
+    model = b.model()
+    found = shapes(model)
+    assert found["z"] == "[batch,seq,5]" and found["total"] == "[batch,seq,8]"
+    assert all(v.dtype == ir.DataType.FLOAT for n in model.graph for v in n.outputs)
+
+
+def test_branches_are_inferred() -> None:
+    b = Builder()
+    x, c = b.input("x", ("n", 2)), b.input("c", (), BOOL)
+    bodies = []
+    for name in ("a", "b"):
+        inner = Builder()
+        inner.output(inner.op("Abs", inner.op("Neg", x, name=f"neg_{name}"), name=name))
+        bodies.append(inner.graph)
+    b.output(b.op("If", c, then_branch=bodies[0], else_branch=bodies[1], name="y"))
+    assert shapes(b.model()) == {"y": "[n,2]", "neg_a": "[n,2]", "a": "[n,2]", "neg_b": "[n,2]", "b": "[n,2]"}
+
+
+def test_one_failing_node_does_not_stop_the_others() -> None:
+    b = Builder()
+    x = b.input("x", (2, 3))
+    b.output(b.op("MatMul", x, x, name="bad"))
+    b.output(b.op("Acme", x, domain="acme", name="opaque"))
+    b.output(b.op("Relu", x, name="good"))
+    found = shapes(b.model())
+    assert found["good"] == "[2,3]" and found["bad"] == found["opaque"] == "None"
+
+
+def test_weights_are_not_loaded() -> None:
+    def load() -> ir.TensorProtocol:
+        raise AssertionError("was loaded")
+
+    b = Builder()
+    lazy = ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=ir.Shape([4096, 4096]), name="w")
+    w = ir.Value(name="w", const_value=lazy)
+    b.graph.register_initializer(w)
+    b.output(b.op("MatMul", b.input("x", ("n", 4096)), w, name="y"))
+    model = b.model()
+    assert shapes(model) == {"y": "[n,4096]"} and w.const_value is lazy
+    assert (w.dtype, str(w.shape)) == (ir.DataType.FLOAT, "[4096,4096]")
+
+
+def test_what_inference_can_not_walk_is_a_model_error() -> None:
+    inner = Builder()
+    inner.output(inner.op("f", inner.input("a", None), domain="local"))
+    b = Builder()
+    b.output(b.op("f", b.input("x", (1,)), domain="local", name="y"))
+    model = b.model(infer=False)
+    function = ir.Function("local", "f", graph=inner.graph, attributes=[])
+    model.functions[function.identifier()] = function
+    with pytest.raises(ModelError, match="shape inference failed: Cycle detected"):
+        infer_shapes(Program({"main": model}))
+
+
+def test_every_entry_is_inferred() -> None:
+    models = {}
+    for name in ("prefill", "decode"):
+        b = Builder()
+        b.output(b.op("Cast", b.input("x", ("n",), INT64), to=1, name="y"))
+        models[name] = b.model(infer=False)
+    infer_shapes(Program(models))
+    assert all(shapes(m) == {"y": "[n]"} for m in models.values())
