@@ -21,7 +21,7 @@ Make = Callable[[Mapping[str, int], np.random.Generator], Arrays]
 
 @dataclass(frozen=True)
 class Golden:
-    """One model: ``build`` makes it anew (fixed seed), ``make`` its inputs, by parameter name, from ``sizes``.
+    """One model: ``build`` makes it anew (fixed seed), ``make`` inputs, by parameter name, of ``sizes``.
 
     ``sizes``: default size of every dynamic dimension; ``other``: a second choice, all different.
     """
@@ -126,7 +126,7 @@ def _ids(
 def _t5_inputs(n: Mapping[str, int], random: np.random.Generator) -> Arrays:
     return {
         "input_ids": random.integers(0, 300, (n["batch"], n["sequence"])),
-        "decoder_input_ids": random.integers(0, 300, (n["batch"], n["target"])),
+        "decoder_input_ids": random.integers(0, 300, (n["batch"], n["decoder_sequence"])),
     }
 
 
@@ -177,7 +177,9 @@ _ALL = (
             "T5ForConditionalGeneration", "T5Config", vocab_size=300, d_model=64, d_kv=16, d_ff=128,
             num_layers=2, num_heads=4, use_cache=False,
         ),
-        _t5_inputs, {"batch": 2, "sequence": 11, "target": 5}, {"batch": 3, "sequence": 7, "target": 9},
+        _t5_inputs,
+        {"batch": 2, "sequence": 11, "decoder_sequence": 5},
+        {"batch": 3, "sequence": 7, "decoder_sequence": 9},
     ),
     Golden(
         "vit",

@@ -1,0 +1,124 @@
+"""From the exporter's model to a Program: names, dimension names, shared weights, folded shape arithmetic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from .capture import quiet
+from .origins import ROOT
+
+FOLD_INPUT, FOLD_OUTPUT = 1024, 65536
+"""Element counts up to which constants are folded at import: shapes, masks and tables, never weights."""
+
+
+def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], dims: Mapping[str, str]) -> None:
+    """Give inputs and outputs their names, parameters their paths in the module, symbols their dimensions."""
+    for name, value in list(model.graph.initializers.items()):
+        if name.startswith(f"{ROOT}."):
+            value.name = name.removeprefix(f"{ROOT}.")
+            if value.const_value is not None:
+                value.const_value.name = value.name
+    _separate_outputs(model.graph)
+    public = [*zip(model.graph.inputs, inputs, strict=True), *zip(model.graph.outputs, outputs, strict=True)]
+    taken = {value.name: value for value in _values(model.graph)}
+    for value, name in public:
+        other = taken.get(name)
+        if other is not None and other is not value:
+            other.name = f"{name}_value"
+        value.name = name
+    if dims:
+        _rename_symbols(model, dims)
+
+
+def _separate_outputs(graph: ir.Graph) -> None:
+    """An Identity for every output that is also an input, a constant or another output."""
+    seen: set[int] = set()
+    for index, value in enumerate(graph.outputs):
+        if id(value) in seen or value.producer() is None:
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+            graph.append(copy)
+            graph.outputs[index] = copy.outputs[0]
+        seen.add(id(graph.outputs[index]))
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    made = [output for node in graph for output in node.outputs]
+    return [*graph.inputs, *graph.initializers.values(), *made]
+
+
+def _rename_symbols(model: ir.Model, dims: Mapping[str, str]) -> None:
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, dims)) + r")\b")
+    graphs: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+    for graph in graphs:
+        for value in [v for node in graph for v in node.outputs] + list(graph.inputs):
+            if value.shape is not None and any(isinstance(d, ir.SymbolicDim) for d in value.shape):
+                value.shape = ir.Shape([_renamed(dim, pattern, dims) for dim in value.shape])
+
+
+def _renamed(
+    dim: int | ir.SymbolicDim, pattern: re.Pattern[str], dims: Mapping[str, str]
+) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    return None if dim.value is None else pattern.sub(lambda match: dims[match[1]], dim.value)
+
+
+def view_transposed_weights(model: ir.Model) -> None:
+    """Replace ``Transpose(weight)`` by a transposed view of the torch parameter: no copy is made.
+
+    A weight that is also read as it is (tied embeddings) keeps its Transpose: it would be stored twice.
+    """
+    for node in list(model.graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" and node.inputs else None
+        tensor: Any = None if weight is None else weight.const_value
+        if weight is None or not weight.is_initializer() or not hasattr(tensor, "raw"):
+            continue
+        raw = tensor.raw
+        if len(weight.uses()) > 1 or node.outputs[0].is_graph_output() or not hasattr(raw, "permute"):
+            continue
+        perm = node.attributes.get("perm")
+        order = list(perm.as_ints()) if perm is not None else list(range(raw.dim()))[::-1]
+        value = ir.Value(name=f"{weight.name}.T", type=ir.TensorType(tensor.dtype))
+        value.const_value = type(tensor)(raw.detach().permute(order), name=value.name)
+        value.shape = ir.Shape([raw.shape[axis] for axis in order])
+        model.graph.register_initializer(value)
+        node.outputs[0].replace_all_uses_with(value)
+        model.graph.remove(node, safe=True)
+        model.graph.initializers.pop(str(weight.name))
+
+
+def simplify(model: ir.Model) -> None:
+    """Inline, fold shape arithmetic and drop no-ops.
+
+    Convolutions, normalizations and weights stay as the module has them: raising and fusing is the passes'
+    work. (onnxscript's own rotary fusion gives cos and sin without a batch, which ONNX Runtime refuses.)
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer, rewriter
+    from onnxscript.rewriter.rules import common as rules
+
+    tidy: list[Any] = [
+        rules.cast_cast_rule, rules.no_op_cast_rule, rules.no_op_expand_rule, rules.no_op_transpose_rule,
+        rules.reshape_reshape_rule, rules.slice_split_rule, rules.squeeze_reshape_1d_rule,
+        rules.transpose_transpose_rule, rules.unsqueeze_unsqueeze_rule, rules.collapse_slice_rule,
+        rules.collapse_slice2_rule, rules.materialize_reshape_shape_rule, rules.add_0_rule, rules.sub_0_rule,
+        rules.mul_by_1_rule, rules.div_by_1_rule, rules.no_op_dynamic_scatter_nd_rule,
+        rules.no_op_static_scatter_nd_rule, rules.remove_optional_bias_from_conv_rule,
+        rules.remove_optional_bias_from_conv_transpose_rule, rules.remove_optional_bias_from_gemm_rule,
+    ]  # fmt: skip
+    with quiet():
+        common.InlinePass()(model)
+        for _ in range(2):
+            optimizer.fold_constants_ir(
+                model, onnx_shape_inference=True, input_size_limit=FOLD_INPUT, output_size_limit=FOLD_OUTPUT
+            )
+            rewriter.rewrite(model, tidy)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.DeduplicateInitializersPass()(model)
+        common.CommonSubexpressionEliminationPass()(model)
+        common.RemoveUnusedNodesPass()(model)
