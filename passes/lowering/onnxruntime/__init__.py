@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from ...base import Pipeline
+from .attention import FlattenAttention
+from .linear import LinearToGemm
+from .residual import KeepLayerNorm
 
-LOWER_CPU: Pipeline = ()
+LOWER_CPU: Pipeline = (FlattenAttention(), LinearToGemm(), KeepLayerNorm())
 LOWER_CUDA: Pipeline = ()

@@ -1,0 +1,114 @@
+"""Attention heads as a view: [batch, heads, sequence, size] found as flat [batch, sequence, heads * size]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ....compiler.ir.rewrite import Rewriter
+
+SWAP = (0, 2, 1, 3)
+"""The permutation between [batch, heads, sequence, size] and [batch, sequence, heads, size]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """How to make the flat form: ``build(at)`` gives it with ``saved`` transposes less (-1: one more)."""
+
+    build: Callable[[Rewriter], ir.Value]
+    saved: int
+
+
+def heads_of(value: ir.Value) -> tuple[int, int] | None:
+    """Static (heads, size) of a [batch, heads, sequence, size] value, None where unknown."""
+    if value.shape is None or len(value.shape) != 4:
+        return None
+    heads, size = value.shape[1], value.shape[3]
+    return (heads, size) if isinstance(heads, int) and isinstance(size, int) else None
+
+
+def flat(value: ir.Value) -> Flat | None:
+    """The flat form of ``value``, None if heads or their size are not static.
+
+    Transposes, reshapes, rotary embeddings and normalisations over the head size are looked through.
+    """
+    dims = heads_of(value)
+    if dims is None:
+        return None
+    heads, size = dims
+    node = value.producer()
+    alone = len(value.uses()) == 1 and not value.is_graph_output()
+    if node is not None and node.domain == "":
+        if is_swap(node):
+            source = _input(node)
+            return Flat(lambda at: merge_heads(at, source, heads * size), int(alone))
+        inner = flat(_input(node)) if node.op_type == "RotaryEmbedding" and alone else None
+        if inner is not None and inner.saved > 0:
+            return Flat(lambda at: _rotary(at, node, inner.build(at), heads), inner.saved)
+        if node.op_type in ("RMSNormalization", "LayerNormalization") and alone and len(node.outputs) == 1:
+            below = _input(node).producer()
+            last = node.attributes.get_int("axis", -1) in (-1, 3)
+            if last and below is not None and is_swap(below) and len(below.outputs[0].uses()) == 1:
+                source = _input(below)
+                return Flat(lambda at: merge_heads(at, _normal(at, node, source), heads * size), 1)
+    return Flat(lambda at: merge_heads(at, _swap(at, value), heads * size), -1)
+
+
+def is_swap(node: ir.Node) -> bool:
+    """Whether ``node`` is the transpose that swaps heads and sequence."""
+    perm = node.attributes.get("perm")
+    return node.op_type == "Transpose" and perm is not None and tuple(perm.as_ints()) == SWAP
+
+
+def merge_heads(at: Rewriter, value: ir.Value, hidden: int) -> ir.Value:
+    """[batch, sequence, heads, size] as [batch, sequence, hidden]; a Reshape that just split it is undone."""
+    node, shape = value.producer(), value.shape
+    if node is not None and node.op_type == "Reshape" and node.domain == "" and shape is not None:
+        whole = _input(node)
+        if whole.shape is not None and len(whole.shape) == 3 and list(whole.shape) == [*shape[:2], hidden]:
+            return whole
+    merged = at.op("Reshape", value, shape_constant(at, [0, 0, hidden]))
+    merged.type = value.type
+    if shape is not None:
+        merged.shape = ir.Shape([*shape[:2], hidden])
+    return merged
+
+
+def shape_constant(at: Rewriter, sizes: list[int]) -> ir.Value:
+    """An int64 initializer with ``sizes``; one per graph."""
+    name = "shape_" + "x".join(map(str, sizes)).replace("-", "m")
+    known = at.graph.initializers.get(name) if isinstance(at.graph, ir.Graph) else None
+    if known is not None and known.const_value is not None and known.const_value.numpy().tolist() == sizes:
+        return known
+    return at.const(np.array(sizes, np.int64), name)
+
+
+def _swap(at: Rewriter, value: ir.Value) -> ir.Value:
+    swapped = at.op("Transpose", value, perm=SWAP)
+    swapped.type = value.type
+    if value.shape is not None:
+        swapped.shape = ir.Shape([value.shape[axis] for axis in SWAP])
+    return swapped
+
+
+def _rotary(at: Rewriter, node: ir.Node, value: ir.Value, heads: int) -> ir.Value:
+    attributes = {name: attr.value for name, attr in node.attributes.items()}
+    turned = at.op("RotaryEmbedding", value, *node.inputs[1:], **{**attributes, "num_heads": heads})
+    turned.type, turned.shape = value.type, value.shape
+    return turned
+
+
+def _normal(at: Rewriter, node: ir.Node, value: ir.Value) -> ir.Value:
+    attributes = {name: attr.value for name, attr in node.attributes.items()}
+    normal = at.op(node.op_type, value, *node.inputs[1:], **{**attributes, "axis": -1})
+    normal.type, normal.shape = value.type, value.shape
+    return normal
+
+
+def _input(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None, f"{node.op_type} without its first input"
+    return value
