@@ -14,8 +14,8 @@ from .remove_noops import RemoveNoops
 CLEANUP: tuple[Pass, ...] = (
     RemoveDead(),
     RemoveNoops(),
-    FoldConstants(),
     FoldShapes(),
+    FoldConstants(),
     MergeViews(),
     DedupInitializers(),
     EliminateCommon(),

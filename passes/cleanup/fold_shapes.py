@@ -14,6 +14,7 @@ from ...compiler.program import Dim, Program, dim_of
 from ..base import Note, Pass, PassContext, PassResult
 from .contents import Contents, Known
 from .forward import forward, may_forward
+from .propagate import propagate
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,11 @@ def _visit(graph: ir.Graph, contents: Contents, nonzero: set[str], hits: list[No
     for node in tuple(graph):
         if node.graph is None:
             continue
+        refined = propagate(node, contents, nonzero)
         contents.visit(node)
         text = _fold(node, contents, nonzero)
-        if text:
+        if text or refined:
+            text = text or "dimensions named"
             hits.append(Note(node.name or node.op_type, text))
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
