@@ -1,0 +1,159 @@
+"""``miaotui compile MODEL``: a model in, a proved and timed executable folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..compiler.errors import UnsupportedError
+from . import arguments as a
+from .console import Format, print_json, stdout
+
+if TYPE_CHECKING:
+    from ..compiler.options import CompileOptions
+    from .progress import Stages
+
+
+def compile_model(
+    model: a.Model,
+    output: a.Output = None,
+    target: a.Target = "cpu",
+    backend: a.Backend = "auto",
+    precision: a.Precision = "fp32",
+    inputs: a.Inputs = [],  # noqa: B006 - typer copies it
+    dims: a.Dims = [],  # noqa: B006
+    opt: a.Level = 2,
+    enable: a.Enable = [],  # noqa: B006
+    disable: a.Disable = [],  # noqa: B006
+    why_not: a.WhyNot = [],  # noqa: B006
+    dry_run: a.DryRun = False,
+    save_ir: a.SaveIR = None,
+    budget: a.Budget = None,
+    threads: a.Threads = None,
+    timing: a.Timing = 8.0,
+    strict: a.Strict = True,
+    verify: a.Verify = True,
+    seed: a.Seed = 0,
+    keep_source: a.KeepSource = True,
+    output_format: a.FormatOption = Format.table,
+    quiet: a.Quiet = False,
+    verbose: a.Verbose = False,
+    log_file: a.LogFile = None,
+) -> None:
+    """Compile a model into an executable folder, prove it against its source and time it."""
+    from .progress import watched
+
+    options = a.compile_options(
+        target=target,
+        backend=backend,
+        precision=precision,
+        opt=opt,
+        enable=enable,
+        disable=disable,
+        inputs=inputs,
+        dims=dims,
+        budget=budget,
+        strict=strict,
+        threads=threads,
+        timing=timing,
+        verify=verify,
+        keep_source=keep_source,
+        seed=seed,
+    )
+    known_passes(why_not)
+    examples = a.example_arrays(inputs)
+    folder = default_output(model) if output is None else output
+    with watched(quiet=quiet, verbose=verbose, log_file=log_file) as progress:
+        if dry_run:
+            report = _plan(model, options, examples, progress)
+        else:
+            report = _compile(model, options, examples, folder, save_ir, progress)
+    if output_format is Format.json:
+        print_json(report)
+    else:
+        show(report, why_not=why_not, everything=verbose)
+    if report.get("unsupported"):
+        raise typer.Exit(UnsupportedError.exit_code)
+
+
+def _plan(model: str, options: CompileOptions, examples: Any, progress: Stages) -> dict[str, Any]:
+    from .. import driver
+
+    return {**driver.plan(model, options, inputs=examples, progress=progress).report, "dry_run": True}
+
+
+def _compile(
+    model: str, options: CompileOptions, examples: Any, folder: Path, save_ir: Path | None, progress: Stages
+) -> dict[str, Any]:
+    from .. import driver
+
+    compiled = driver.compile(
+        model, options, output=folder, inputs=examples, progress=progress, save_ir=save_ir
+    )
+    with compiled as executable:
+        return {**executable.report, "dry_run": False, "output": str(folder)}
+
+
+def default_output(model: str) -> Path:
+    """``dir/bert.onnx`` → ``bert.miaotui`` in the current folder."""
+    path = Path(model).resolve()
+    return Path((path.name if path.is_dir() else path.stem) + ".miaotui")
+
+
+def known_passes(names: Sequence[str]) -> None:
+    """Raises: OptionError for a name in ``--why-not`` that is no pass."""
+    if not names:
+        return
+    from difflib import get_close_matches
+
+    from ..compiler.errors import OptionError, Problem
+    from ..passes.pipeline import all_passes
+
+    known = all_passes()
+    problems = [
+        Problem(
+            "--why-not",
+            f"no pass {name!r}",
+            f"did you mean {' or '.join(near)}?" if near else "see miaotui passes",
+        )
+        for name in names
+        if name not in known
+        for near in [get_close_matches(name, known, n=3)]
+    ]
+    if problems:
+        raise OptionError.of(problems)
+
+
+def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: bool = False) -> None:
+    """The short table at the end of a compile or a dry run."""
+    from . import tables
+
+    console = stdout()
+    console.print(tables.operators(report["ops"]["before"], report["ops"]["after"], everything=everything))
+    console.print()
+    console.print(tables.fired(report["passes"], everything=everything))
+    console.print()
+    error, times = report.get("error") or {}, report.get("latency") or {}
+    sizes = report.get("sizes") or {}
+    told = (
+        f"{error['scaled']:.2g} scaled, tolerance {error['tolerance']:.2g}, against {error['reference']}"
+        if error.get("scaled") is not None
+        else None
+    )
+    tables.facts(
+        console,
+        [
+            ("unsupported", "\n".join(map(str, report.get("unsupported", ())))),
+            ("error", told),
+            ("latency", tables.latency(times)),
+            ("size", ", ".join(f"{name} {tables.megabytes(size)}" for name, size in sizes.items())),
+            *(("note", note) for note in report.get("notes", ())),
+            ("output", report.get("output")),
+        ],
+    )
+    if why_not:
+        console.print()
+        console.print(tables.why_not(report["passes"], why_not))

@@ -1,0 +1,188 @@
+"""What ``inspect`` looks at: an executable folder's manifest, or a model as imported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ..compiler.manifest import Certificate, Entry, Manifest
+    from ..compiler.program import DimRange, Program, TensorSpec
+
+
+class Described(Protocol):
+    """A folder or a model: its graph and its summary, whose keys are the same for both."""
+
+    def graph(self) -> ir.Graph:
+        """The graph of the chosen variant and entry; its weights stay on disk."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """Everything ``inspect`` tells, ready for JSON."""
+        ...
+
+
+def describe(source: str, *, variant: str | None, entry: str, check: bool) -> Described:
+    """Open a folder or import a model. Raises: CompileError if it can't be read; OptionError."""
+    from ..compiler.artifact import is_executable
+
+    if is_executable(Path(source)):
+        return Folder(Path(source), variant, entry, check)
+    if check or variant is not None:
+        from ..compiler.errors import OptionError
+
+        flag = "--check" if check else "--variant"
+        raise OptionError(
+            flag, f"{source} is no executable folder", f"compile {source} first, or drop {flag}"
+        )
+    from .. import load
+
+    return Model(load(source), entry)
+
+
+class Folder:
+    """An executable folder."""
+
+    def __init__(self, folder: Path, variant: str | None, entry: str, check: bool) -> None:
+        from ..compiler import artifact
+
+        self.checked = len(artifact.check(folder).files) if check else None
+        with artifact.Artifact(folder) as opened:
+            self.folder, self.manifest = opened.folder, opened.manifest
+            self.variant, record = opened.variant(variant)
+        self.file = _entry(record.entries, entry)
+
+    def graph(self) -> ir.Graph:
+        """The graph of the chosen variant and entry."""
+        import onnx_ir as ir
+
+        model: ir.Model = ir.load(self.folder / self.file)
+        return model.graph
+
+    def summary(self) -> dict[str, Any]:
+        """Manifest facts, sizes in bytes, operators of the source and of the chosen variant."""
+        manifest, proof = self.manifest, self.manifest.certificate
+        plain = next((v for v in manifest.variants.values() if v.role == "source"), None)
+        chosen = manifest.variants[self.variant]
+        return {
+            "schema": 1,
+            "kind": "executable",
+            "name": manifest.name,
+            "created": manifest.created,
+            "source": dict(manifest.source),
+            **_signatures(manifest.entries, manifest.dims),
+            "default": manifest.default,
+            "variants": {
+                name: {
+                    "role": v.role,
+                    "target": v.target,
+                    "backend": v.backend,
+                    "nodes": v.nodes,
+                    "settings": dict(v.settings),
+                    "bytes": self._size(f"variants/{name}/"),
+                }
+                for name, v in manifest.variants.items()
+            },
+            "sizes": _sizes(manifest),
+            "ops": {"before": dict((plain or chosen).operators), "after": dict(chosen.operators)},
+            "passes": [
+                {"name": p.name, "changed": p.changed, "reverted": p.reverted or None} for p in chosen.passes
+            ],
+            "certificate": None if proof is None else _proof(proof),
+            "environment": dict(manifest.environment),
+            "options": dict(manifest.options),
+            "checked": self.checked,
+        }
+
+    def _size(self, prefix: str) -> int:
+        return sum(record.size for name, record in self.manifest.files.items() if name.startswith(prefix))
+
+
+class Model:
+    """A model as imported, before any pass."""
+
+    def __init__(self, program: Program, entry: str) -> None:
+        self.program = program
+        self.model: ir.Model = _entry(program.entries, entry)
+
+    def graph(self) -> ir.Graph:
+        """The imported graph."""
+        return self.model.graph
+
+    def summary(self) -> dict[str, Any]:
+        """The folder's keys; what only a folder has is empty."""
+        from ..compiler.manifest import Entry
+
+        program = self.program
+        entries = {name: Entry(program.inputs(name), program.outputs(name)) for name in program.entries}
+        counts = Counter(_spelled(n) for model in program.entries.values() for n in model.graph.all_nodes())
+        ops = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return {
+            "schema": 1,
+            "kind": "model",
+            "name": self.graph().name or "",
+            "created": "",
+            "source": dict(program.source),
+            **_signatures(entries, program.dims),
+            "default": None,
+            "variants": {},
+            "sizes": {},
+            "ops": {"before": ops, "after": ops},
+            "passes": [],
+            "certificate": None,
+            "environment": {},
+            "options": {},
+            "checked": None,
+        }
+
+
+def _proof(proof: Certificate) -> dict[str, Any]:
+    return {
+        "ok": proof.ok,
+        "reference": proof.reference,
+        "error": proof.error,
+        "tolerance": proof.tolerance,
+        "outputs": dict(proof.outputs),
+    }
+
+
+def _entry(entries: Mapping[str, Any], name: str) -> Any:
+    if name not in entries:
+        from ..compiler.errors import OptionError
+
+        raise OptionError("--entry", f"no entry {name!r}", f"it has {', '.join(entries)}")
+    return entries[name]
+
+
+def _signatures(entries: Mapping[str, Entry], dims: Mapping[str, DimRange]) -> dict[str, Any]:
+    return {
+        "entries": {
+            name: {"inputs": [_spec(s) for s in e.inputs], "outputs": [_spec(s) for s in e.outputs]}
+            for name, e in entries.items()
+        },
+        "dims": {name: str(span) for name, span in dims.items()},
+    }
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    from ..compiler.program import dtype_name
+
+    shape = None if spec.shape is None else list(spec.shape)
+    return {"name": spec.name, "dtype": dtype_name(spec.dtype), "shape": shape, "text": str(spec)}
+
+
+def _sizes(manifest: Manifest) -> dict[str, int]:
+    """Bytes by what they are for: ``weights``, ``variants``, ``golden``, ``other``."""
+    sizes: dict[str, int] = {}
+    for name, record in manifest.files.items():
+        part = name.split("/")[0] if "/" in name else "other"
+        sizes[part] = sizes.get(part, 0) + record.size
+    return sizes
+
+
+def _spelled(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type

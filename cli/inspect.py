@@ -1,0 +1,169 @@
+"""``miaotui inspect``: what an executable folder or a model holds, as tables, text, JSON or a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import arguments as a
+from .console import Format, print_json, stdout
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .described import Described
+
+Source = Annotated[
+    str, typer.Argument(metavar="DIR|MODEL", help="Executable folder, or a model as for compile.")
+]
+Check = Annotated[bool, typer.Option("--check", help="Compare the hash of every file of the folder.")]
+Node = Annotated[
+    str | None, typer.Option("--node", metavar="NAME", help="Where a node comes from, passes included.")
+]
+Ops = Annotated[
+    bool, typer.Option("--ops", help="Count every operator, not just the dozen that changed most.")
+]
+PrintIR = Annotated[bool, typer.Option("--ir", help="Print the graph as text.")]
+Picture = Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Draw the graph.")]
+Module = Annotated[
+    str, typer.Option("--module", metavar="PATH", help="Draw only what comes from this source module.")
+]
+Variant = Annotated[
+    str | None, typer.Option("--variant", help="Variant of the folder.", show_default="the one that runs")
+]
+Entry = Annotated[str, typer.Option("--entry", help="Entry function.")]
+
+
+def inspect(
+    model: Source,
+    check: Check = False,
+    node: Node = None,
+    ops: Ops = False,
+    print_ir: PrintIR = False,
+    picture: Picture = None,
+    module: Module = "",
+    variant: Variant = None,
+    entry: Entry = "main",
+    output_format: a.FormatOption = Format.table,
+    verbose: a.Verbose = False,
+) -> None:
+    """Show entries, signatures, variants, sizes and operators; explain a node; draw the graph."""
+    from .described import describe
+    from .progress import watched
+
+    with watched(quiet=True):
+        described = describe(model, variant=variant, entry=entry, check=check)
+    if picture is not None:
+        from ..compiler.picture import draw
+
+        picture.write_text(draw(described.graph(), module), encoding="utf-8")
+        if not (node or print_ir) and output_format is Format.table:
+            stdout().print(f"drew {picture}", soft_wrap=True)
+            return
+    found = None if node is None else _node(described, node)
+    if output_format is Format.json:
+        print_json({**described.summary(), **({} if found is None else {"node": _explained(found)})})
+    elif found is not None:
+        _show_node(_explained(found))
+    elif print_ir:
+        from ..compiler.ir.printer import print_graph
+
+        stdout().print(print_graph(described.graph(), sources=verbose), soft_wrap=True, end="")
+    else:
+        _show(described.summary(), everything=ops or verbose)
+
+
+def _node(described: Described, name: str) -> ir.Node:
+    """The node called ``name``, or the one that computes a value of that name. Raises: OptionError."""
+    from difflib import get_close_matches
+
+    from ..compiler.errors import OptionError
+
+    nodes = {n.name or "": n for n in described.graph().all_nodes()}
+    values = {v.name or "": n for n in nodes.values() for v in n.outputs}
+    if name in nodes or name in values:
+        return nodes.get(name) or values[name]
+    near = get_close_matches(name, [*nodes, *values], n=3) or list(nodes)[:3]
+    raise OptionError("--node", f"no node or value {name!r}", f"try {', '.join(near)}; --ir lists all")
+
+
+def _explained(node: ir.Node) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ..compiler.ir.provenance import passes, sources
+    from ..compiler.picture.scene import value_label
+
+    return {
+        "name": node.name,
+        "operator": f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
+        "inputs": [{"name": v.name, "type": value_label(v)} if v is not None else None for v in node.inputs],
+        "outputs": [{"name": v.name, "type": value_label(v)} for v in node.outputs],
+        "sources": [{**asdict(s), "text": str(s)} for s in sources(node)],
+        "passes": list(passes(node)),
+    }
+
+
+def _show_node(node: dict[str, Any]) -> None:
+    from .tables import facts
+
+    def typed(values: list[dict[str, str] | None]) -> str:
+        return "\n".join("–" if v is None else f"{v['name']}: {v['type']}" for v in values)
+
+    facts(
+        stdout(),
+        [
+            ("node", node["name"]),
+            ("operator", node["operator"]),
+            ("inputs", typed(node["inputs"])),
+            ("outputs", typed(node["outputs"])),
+            ("from", "\n".join(s["text"] for s in node["sources"]) or "nothing recorded"),
+            ("made by", "\n".join(node["passes"]) or "as imported"),
+        ],
+    )
+
+
+def _show(summary: dict[str, Any], *, everything: bool) -> None:
+    from . import tables
+
+    console = stdout()
+    tables.facts(
+        console,
+        [
+            ("name", summary["name"]),
+            ("source", " ".join(summary["source"].values())),
+            ("created", summary["created"]),
+            ("proof", _proved(summary["certificate"])),
+            *(
+                (f"{entry}: in", "\n".join(spec["text"] for spec in e["inputs"]))
+                for entry, e in summary["entries"].items()
+            ),
+            *(
+                (f"{entry}: out", "\n".join(spec["text"] for spec in e["outputs"]))
+                for entry, e in summary["entries"].items()
+            ),
+            ("sizes", ", ".join(f"{name} {span}" for name, span in summary["dims"].items())),
+            ("checked", None if summary["checked"] is None else f"{summary['checked']} files are as written"),
+        ],
+    )
+    if summary["variants"]:
+        made = tables.table("variant", "role", "target", "backend", ">nodes", ">size")
+        for name, v in summary["variants"].items():
+            star = "*" if name == summary["default"] else ""
+            size = tables.megabytes(v["bytes"])
+            made.add_row(name + star, v["role"], v["target"], v["backend"], str(v["nodes"]), size)
+        console.print()
+        console.print(made)
+        sizes = ", ".join(f"{name} {tables.megabytes(size)}" for name, size in summary["sizes"].items())
+        console.print(f"* runs unless another is named; on disk: {sizes}", style="dim")
+    console.print()
+    console.print(tables.operators(summary["ops"]["before"], summary["ops"]["after"], everything=everything))
+
+
+def _proved(proof: dict[str, Any] | None) -> str | None:
+    if proof is None:
+        return None
+    verdict = "equal" if proof["ok"] else "NOT equal"
+    bound = f"scaled error {proof['error']:.2g}, tolerance {proof['tolerance']:.2g}"
+    return f"{verdict} to {proof['reference']}: {bound}"

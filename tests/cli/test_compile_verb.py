@@ -1,0 +1,199 @@
+"""``miaotui compile``: options reach the driver, results reach stdout, nothing else does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from miaotui import driver
+from miaotui.cli.compile import default_output
+from miaotui.compiler.options import CompileOptions, InputSpec, Target
+from miaotui.compiler.program import DimRange
+
+REPORT_KEYS = {
+    "schema", "model", "target", "stages", "passes", "ops", "nodes", "error", "latency", "sizes", "notes",
+    "dry_run", "output",
+}  # fmt: skip
+DRY_KEYS = {"schema", "dry_run", "model", "target", "passes", "ops", "nodes", "unsupported"}
+PASS_KEYS = {"name", "changed", "hits", "declined", "seconds", "reverted"}
+
+
+class Compiled:
+    """What the driver returns, as far as the command line looks."""
+
+    report: ClassVar = {
+        "schema": 1,
+        "model": "m",
+        "target": "cpu",
+        "stages": [],
+        "passes": [
+            {"name": "fuse-qkv", "changed": 2, "hits": ["a: x"], "declined": ["b: weight is not constant"],
+             "seconds": 0.01, "reverted": "", "gain": None},
+            {"name": "fuse-gelu", "changed": 0, "hits": [], "declined": [], "seconds": 0.0,
+             "reverted": "costs time", "gain": None},
+        ],
+        "ops": {"before": {"MatMul": 6, "Add": 4}, "after": {"MatMul": 2, "Add": 4}},
+        "nodes": {"before": 10, "after": 6},
+        "error": {"scaled": 2e-7, "tolerance": 1e-4, "reference": "torch 2.13.0"},
+        "latency": {"source": {"median": 0.03, "p90": 0.031}, "optimized": {"median": 0.02, "p90": 0.021},
+                    "ratio": 1.5, "ci95": [1.4, 1.6], "threads": 2, "inputs": {"x": "float32[1,8]"}},
+        "sizes": {"weights": 88_000_000},
+        "notes": [],
+    }  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def driver_calls(monkeypatch):
+    """Arguments of every ``driver.compile``; it prints on stdout, as libraries do."""
+    calls = []
+
+    def compile_model(source, options, *, output, inputs, progress, save_ir):
+        print("a library prints this")
+        with progress.stage("import"):
+            progress.note("a note")
+        calls.append((source, options, output, inputs, save_ir))
+        return Compiled()
+
+    monkeypatch.setitem(vars(driver), "compile", compile_model)
+    return calls
+
+
+def test_defaults_are_those_of_the_options(call, driver_calls):
+    call("compile", "m.onnx")
+    [(source, options, output, inputs, save_ir)] = driver_calls
+    assert (source, options, output) == ("m.onnx", CompileOptions(), Path("m.miaotui"))
+    assert inputs is None
+    assert save_ir is None
+
+
+def test_every_option_reaches_the_driver(call, driver_calls, tmp_path):
+    call(
+        "compile", "m.onnx", "-o", "out", "--target", "cuda:sm_90", "--backend", "ort", "--precision", "fp16",
+        "-O3", "--enable", "fuse-a", "--enable", "b{k=1}", "--disable", "c", "--input", "x:1x3",
+        "--dim", "batch=1..64", "--budget", "0.01", "-t", "2", "--no-strict", "--timing", "3", "--no-verify",
+        "--no-keep-source", "--seed", "7", "--save-ir", tmp_path,
+    )  # fmt: skip
+    [(_, options, output, _, save_ir)] = driver_calls
+    assert options == CompileOptions(
+        target=Target("cuda", "sm_90"), backend="ort", precision="fp16", opt=3, enable=("fuse-a", "b{k=1}"),
+        disable=("c",), inputs=(InputSpec("x", (1, 3)),), dims=(("batch", DimRange(1, 64)),), budget=0.01,
+        threads=2, strict=False, timing=3.0, verify=False, keep_source=False, seed=7,
+    )  # fmt: skip
+    assert (output, save_ir) == (Path("out"), tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["--target", "--device", "--provider"])
+def test_target_has_the_names_other_tools_use(call, driver_calls, flag):
+    call("compile", "m.onnx", flag, "CUDAExecutionProvider")
+    assert driver_calls[0][1].target == Target("cuda")
+
+
+def test_npz_inputs_are_example_arrays(call, driver_calls, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 3)))
+    call("compile", "m.onnx", "--input", tmp_path / "x.npz", "--input", "y:1x2")
+    [(_, options, _, inputs, _)] = driver_calls
+    assert inputs["x"].shape == (2, 3)
+    assert [spec.name for spec in options.inputs] == ["y"]
+
+
+def test_pickled_npz_is_refused(call, driver_calls, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.array([{}], dtype=object))
+    result = call("compile", "m.onnx", "--input", tmp_path / "x.npz")
+    assert result.exit_code == 2
+    assert not driver_calls
+
+
+def test_json_is_all_there_is_on_stdout(call, driver_calls):
+    result = call("compile", "m.onnx", "--format", "json")
+    report = json.loads(result.stdout)
+    assert set(report) == REPORT_KEYS
+    assert "a library prints this" in result.stderr
+
+
+def test_stages_and_notes_go_to_stderr_unless_quiet(call, driver_calls):
+    told = call("compile", "m.onnx").stderr
+    assert "import" in told
+    assert "note: a note" in told
+    assert "import" not in call("compile", "m.onnx", "-q").stderr
+
+
+def test_table_tells_counts_passes_error_latency_and_size(call, driver_calls):
+    table = call("compile", "m.onnx").stdout
+    for told in ("MatMul", "fuse-qkv", "reverted: costs time", "2e-07", "torch 2.13.0", "30.0 ms → 20.0 ms",
+                 "1.50× [1.40, 1.60]", "2 threads", "88.0 MB", "m.miaotui"):  # fmt: skip
+        assert told in table, told
+
+
+def test_why_not_gives_the_reason_per_node(call, driver_calls):
+    from miaotui.passes.pipeline import all_passes
+
+    name = next(iter(all_passes()))
+    told = call("compile", "m.onnx", "--why-not", name).stdout
+    assert name in told
+
+
+def test_log_file_keeps_stages_and_errors(call, driver_calls, tmp_path, compile_raises):
+    log = tmp_path / "log.txt"
+    call("compile", "m.onnx", "-q", "--log-file", log)
+    assert "import: done after" in log.read_text()
+    compile_raises(KeyError("lost"))
+    call("compile", "m.onnx", "-q", "--log-file", log)
+    assert "Traceback" in log.read_text()
+
+
+def test_default_output_is_the_models_name(tmp_path):
+    (tmp_path / "minilm").mkdir()
+    assert default_output("a/b/bert.v2.onnx") == Path("bert.v2.miaotui")
+    assert default_output(f"{tmp_path}/minilm/") == Path("minilm.miaotui")
+
+
+def test_dry_run_writes_nothing_and_builds_nothing(call, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    result = call("compile", model, "--dry-run", "--format", "json", "-q")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert set(report) == DRY_KEYS
+    assert all(set(entry) >= PASS_KEYS for entry in report["passes"])
+    assert report["nodes"]["before"] == 5
+    assert report["nodes"]["after"] < 5
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_save_ir_writes_the_program_after_each_pass(call, model, tmp_path):
+    arguments = ("compile", model, "-o", tmp_path / "out", "--save-ir", tmp_path / "ir", "--no-verify", "-q")
+    result = call(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert list((tmp_path / "ir").glob("*.txt"))
+
+
+def test_real_report_has_the_stable_keys(call, model, tmp_path):
+    arguments = ("compile", model, "-o", tmp_path / "out", "--timing", "1", "-t", "1", "--format", "json")
+    result = call(*arguments)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert set(report) == REPORT_KEYS
+    assert all(set(entry) >= PASS_KEYS for entry in report["passes"])
+    assert {"scaled", "tolerance", "reference"} <= report["error"].keys()
+    assert {"source", "optimized", "ratio", "ci95", "threads", "inputs"} <= report["latency"].keys()
+    assert {"median", "p90", "p99", "mean"} <= report["latency"]["optimized"].keys()
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\x01garbage", b"PK\x03\x04"])
+def test_broken_model_is_an_error_and_nothing_is_written(call, tmp_path, content):
+    (tmp_path / "bad.onnx").write_bytes(content)
+    result = call("compile", tmp_path / "bad.onnx", "-o", tmp_path / "out", "-q")
+    assert result.exit_code == 2
+    assert "bad.onnx" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.onnx"]
