@@ -67,7 +67,10 @@ class Artifact:
             raise ArtifactError.of(problems)
         models = {file for variant in self.manifest.variants.values() for file in variant.entries.values()}
         for name in sorted(models | ({WEIGHTS} & self.manifest.files.keys())):
-            self._files[name] = (self.folder / name).open("rb")
+            try:
+                self._files[name] = (self.folder / name).open("rb")
+            except OSError as error:
+                raise ArtifactError(str(self.folder / name), f"can't be read: {error.strerror}") from error
         return self.manifest
 
     def variant(self, name: str | None = None) -> tuple[str, Variant]:

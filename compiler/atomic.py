@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -51,7 +52,8 @@ def recover(folder: Path) -> None:
         if folder.exists():
             shutil.rmtree(aside, ignore_errors=True)
         else:
-            aside.rename(folder)
+            with contextlib.suppress(OSError):  # a reader may lack the right, or another be faster
+                aside.rename(folder)
 
 
 def _name(folder: Path, kind: str) -> Path:

@@ -37,8 +37,13 @@ class Draft:
         _refuse_foreign(self.folder)
         with _writing(self.folder):
             self.path = temporary_sibling(self.folder)
-            (self.path / WEIGHTS).parent.mkdir()
-        self.weights = WeightStore(self.path / WEIGHTS)
+        try:
+            with _writing(self.folder):
+                (self.path / WEIGHTS).parent.mkdir()
+            self.weights = WeightStore(self.path / WEIGHTS)
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def variant(self, name: str) -> Path:
         """The folder of variant ``name``, made if new."""
