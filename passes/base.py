@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NoReturn
 
@@ -42,10 +42,12 @@ class PassContext:
     """What a pass may know from outside: the target, and the backend's word on a node.
 
     ``supports(node)`` gives None or the reason why the chosen backend can't run the node on the target.
+    ``ranges``: measured (least, greatest) of values by name, if the model was calibrated.
     """
 
     target: Target = field(default_factory=Target)
     supports: Callable[[ir.Node], str | None] = lambda node: None
+    ranges: Mapping[str, tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def test_prediction_equals_what_the_cuda_provider_did() -> None:
             if node.op_type == "Constant":
                 continue
             on_cpu = index in recorded[case.name]
-            reason = kernels.find("CUDA", node, model.opset_imports.get(node.domain, 1))
+            reason = kernels.find("CUDA", node, model.opset_imports.get(node.domain, 1), exact=True)
             predicted = reason is not None or any(v in host for v in node.outputs)
             harmless = placement._harmless(node, host) or placement._produces_shapes(node)
             checked += 1

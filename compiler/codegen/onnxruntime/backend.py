@@ -47,7 +47,8 @@ class OnnxRuntimeBackend:
         """
         entries = {}
         for entry, model in program.entries.items():
-            data = serialized(model, weights)
+            opset = kernels.emission_opset("CUDA", model) if target.device == "cuda" else None
+            data = serialized(model, weights, opset)
             if len(data) > _MAX_MODEL:
                 fact = f"is {len(data) >> 20} MiB without its weights, ONNX ends at 2048"
                 raise ModelError(f"entry {entry!r}", fact, "turn large Constant attributes into initializers")
@@ -56,9 +57,14 @@ class OnnxRuntimeBackend:
         return Build(entries, settings_for(target))
 
 
-def serialized(model: ir.Model, weights: WeightStore) -> bytes:
-    """``model`` as ONNX bytes whose large initializers lie in ``weights``; ``model`` is left as it was."""
+def serialized(model: ir.Model, weights: WeightStore, opset: int | None = None) -> bytes:
+    """``model`` as ONNX bytes whose large initializers lie in ``weights``; ``model`` is left as it was.
+
+    ``opset``: default opset to declare, from ``kernels.emission_opset``; by default the model's own.
+    """
     copy = model.clone()
+    if opset is not None:
+        copy.opset_imports[""] = opset
     copy.ir_version = max(copy.ir_version, IR_VERSION)
     for graph in copy.graphs():
         for value in graph.initializers.values():

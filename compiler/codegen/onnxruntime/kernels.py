@@ -45,22 +45,32 @@ class Operator:
     kernels: dict[str, tuple[Kernel, ...]]
 
 
-def find(provider: str, node: ir.Node, opset: int | None = None) -> str | None:
+def find(provider: str, node: ir.Node, opset: int | None = None, *, exact: bool = False) -> str | None:
     """None if ``provider`` has a kernel for ``node``, else the reason why not.
 
     ``provider``: ``"CUDAExecutionProvider"`` or ``"CUDA"``. ``opset``: version of the node's domain, by
-    default what its graph imports. Dtypes that are not known don't count against a kernel.
+    default what its graph imports. Unless ``exact``, a kernel counts too if it is for an older opset that
+    means the same (see ``emission_opset``). Dtypes that are not known don't count against a kernel.
     """
     short = _PROVIDERS.get(provider, provider)
     opset = opset_of(node) if opset is None else opset
+    reason = _find(short, node, opset)
+    if reason is not None and not exact and _domain(node.domain) == "":
+        older = (o for o in range(opset - 1, _OLDEST - 1, -1) if _find(short, node, o) is None)
+        if any(not _changed(node, o, opset) for o in older):
+            return None
+    return reason
+
+
+def _find(provider: str, node: ir.Node, opset: int) -> str | None:
     name = f"{node.domain}.{node.op_type}-{opset}" if node.domain else f"{node.op_type}-{opset}"
-    rejected = [_rejected(kernel, node) for kernel in _kernels(short, node, opset)]
+    rejected = [_rejected(kernel, node) for kernel in _kernels(provider, node, opset)]
     if not rejected:
-        return _expanded(short, node, opset, f"{short} has no kernel for {name}")
+        return _expanded(provider, node, opset, f"{provider} has no kernel for {name}")
     if all(rejected):
-        why = f"{short} has no kernel for {name} with {min(rejected, key=len)}"
-        return _expanded(short, node, opset, why)
-    return _declined(node) if short == "CUDA" else None
+        why = f"{provider} has no kernel for {name} with {min(rejected, key=len)}"
+        return _expanded(provider, node, opset, why)
+    return _declined(node) if provider == "CUDA" else None
 
 
 def _kernels(provider: str, node: ir.Node, opset: int) -> list[Kernel]:
@@ -100,6 +110,9 @@ def opset_of(node: ir.Node) -> int:
     return OPSET if _domain(node.domain) == "" else 1
 
 
+_OLDEST = 21
+
+
 def emission_opset(provider: str, model: ir.Model) -> int:
     """The newest default opset at which ``provider`` has every operator of ``model``, else the model's own.
 
@@ -107,34 +120,31 @@ def emission_opset(provider: str, model: ir.Model) -> int:
     which differ from the older ones in accepting bfloat16 only: writing such a model as opset 21 keeps it
     on the GPU. A node may be written as an older version that has the same inputs and its attributes.
     """
+    own = model.opset_imports.get("", OPSET)
+    nodes = [n for g in model.graphs() for n in g if _domain(n.domain) == "" and n.op_type != "Constant"]
+    lacking = {opset: _lacking(provider, nodes, opset) for opset in range(own, _OLDEST - 1, -1)}
+    meant = [o for o in lacking if not any(_changed(n, o, own) for n in nodes)]
+    return min(meant, key=lambda o: (lacking[o], own - o), default=own)
+
+
+def _lacking(provider: str, nodes: list[ir.Node], opset: int) -> int:
+    return sum(find(provider, node, opset, exact=True) is not None for node in nodes)
+
+
+def _changed(node: ir.Node, old: int, new: int) -> bool:
+    """Whether ``node`` would mean something else as of opset ``old``."""
     import onnx
 
-    own = model.opset_imports.get("", OPSET)
-    nodes = [
-        n for graph in model.graphs() for n in graph if _domain(n.domain) == "" and n.op_type != "Constant"
-    ]
-    for opset in range(own, _OLDEST - 1, -1):
-        older = opset < own
-        if all(
-            find(provider, n, opset) is None and not (older and _changed(onnx, n, opset, own)) for n in nodes
-        ):
-            return opset
-    return own
-
-
-_OLDEST = 21
-
-
-def _changed(onnx: Any, node: ir.Node, old: int, new: int) -> bool:
+    if old == new:
+        return False
     try:
         before, after = (onnx.defs.get_schema(node.op_type, version, "") for version in (old, new))
     except onnx.defs.SchemaError:
         return True
-    same_inputs = [i.name for i in before.inputs] == [i.name for i in after.inputs]
-    defaults = [{k: str(a.default_value) for k, a in s.attributes.items()} for s in (before, after)]
-    return not same_inputs or any(
-        defaults[0].get(k) != v for k, v in defaults[1].items() if k in defaults[0] or k in node.attributes
-    )
+    if [i.name for i in before.inputs] != [i.name for i in after.inputs]:
+        return True
+    defaults, newer = ({k: str(a.default_value) for k, a in s.attributes.items()} for s in (before, after))
+    return any(defaults.get(k) != v for k, v in newer.items() if k in defaults or k in node.attributes)
 
 
 @cache

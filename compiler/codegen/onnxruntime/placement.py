@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -41,9 +41,9 @@ def fallbacks(program: Program, target: Target) -> list[Problem]:
         return []
     found: list[Problem] = []
     for name, model in program.entries.items():
-        host = host_values(model)
+        host, opset = host_values(model), kernels.emission_opset("CUDA", model)
         for node in _nodes(model.graph):
-            reason = kernels.find("CUDA", node, _opset(model, node))
+            reason = kernels.find("CUDA", node, _opset(model, node, opset), exact=True)
             if reason is None and any(v in host for v in node.outputs):
                 reason = "ONNX Runtime prefers the CPU, because an input comes from shape arithmetic"
             if reason is not None and not _harmless(node, host):
@@ -118,7 +118,7 @@ def actual(session: Any, program: Program) -> list[Problem]:
     """
     model = program.main
     by_name = {node.name: node for node in _nodes(model.graph)}
-    host = host_values(model)
+    host, opset = host_values(model), kernels.emission_opset("CUDA", model)
     found: list[Problem] = []
     for name, op_type, _domain in assigned(session, "CPUExecutionProvider"):
         node = by_name.get(name)
@@ -129,7 +129,7 @@ def actual(session: Any, program: Program) -> list[Problem]:
                 place = f"node '{name}' ({op_type})"
                 found.append(Problem(place, "ONNX Runtime made this node and placed it on the CPU", _FIX))
         elif not _harmless(node, host):
-            reason = kernels.find("CUDA", node, _opset(model, node))
+            reason = kernels.find("CUDA", node, _opset(model, node, opset), exact=True)
             found.append(_problem(node, reason or "ONNX Runtime placed it on the CPU"))
     return found
 
@@ -171,6 +171,5 @@ def _has_graphs(node: ir.Node) -> bool:
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
-def _opset(model: ir.Model, node: ir.Node) -> int:
-    imports: Mapping[str, int] = model.opset_imports
-    return imports.get(node.domain, imports.get("ai.onnx", 1) if node.domain == "" else 1)
+def _opset(model: ir.Model, node: ir.Node, default: int) -> int:
+    return default if node.domain in ("", "ai.onnx") else model.opset_imports.get(node.domain, 1)
