@@ -48,6 +48,7 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
         Stage(FUSION, on=level >= 2),
         Stage(PRECISION, on=fp16),
         Stage(LOWERING[options.target.device], on=level >= 2, required=True),
+        Stage(CLEANUP, on=level >= 2),
     )
 
 

@@ -34,7 +34,11 @@ def mlp(shape: tuple[Dim, ...] = ("batch", "seq", 6), dtype: Any = np.float32) -
         return value
 
     up = b.op("Add", b.op("MatMul", x, weight("w1", 6, 10)), weight("b1", 10))
-    down = b.op("Add", weight("b2", 6), b.op("MatMul", b.op("Tanh" if dtype == np.float64 else "Gelu", up), weight("w2", 10, 6)))
+    down = b.op(
+        "Add",
+        weight("b2", 6),
+        b.op("MatMul", b.op("Tanh" if dtype == np.float64 else "Gelu", up), weight("w2", 10, 6)),
+    )
     b.output(b.op("Add", down, x), "y")
     return b.program()
 

@@ -72,7 +72,7 @@ def names(**options: object) -> list[str]:
 
 
 def test_full_level_runs_every_room_in_order() -> None:
-    assert names() == ["clean", "raise-gelu", "clean", "fuse-qkv", "lower-attention", "legalize"]
+    assert names() == ["clean", "raise-gelu", "clean", "fuse-qkv", "lower-attention", "legalize", "clean"]
 
 
 def test_level_1_cleans_up_and_keeps_what_the_backend_needs() -> None:
@@ -85,7 +85,7 @@ def test_level_0_keeps_what_the_backend_needs() -> None:
 
 def test_fp16_conversion_stands_between_fusion_and_the_target_s_lowering() -> None:
     asked = {"precision": "fp16", "target": Target("cuda")}
-    assert names(**asked)[-3:] == ["fuse-qkv", "convert-fp16", "lower-cuda"]
+    assert names(**asked)[-4:] == ["fuse-qkv", "convert-fp16", "lower-cuda", "clean"]
 
 
 def test_enabling_adds_a_pass_at_its_place() -> None:

@@ -6,6 +6,7 @@ from ...base import Pipeline
 from .attention import FlattenAttention
 from .linear import LinearToGemm
 from .residual import KeepLayerNorm
+from .rotary import LegalizeRotary
 
-LOWER_CPU: Pipeline = (FlattenAttention(), LinearToGemm(), KeepLayerNorm())
+LOWER_CPU: Pipeline = (FlattenAttention(), LegalizeRotary(), LinearToGemm(), KeepLayerNorm())
 LOWER_CUDA: Pipeline = ()
