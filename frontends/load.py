@@ -21,7 +21,7 @@ ACCEPTED = (
 
 
 def load(source: object, options: CompileOptions | None = None, inputs: object = None) -> Import:
-    """Import ``source`` by its kind: see ``ACCEPTED``. ``inputs`` are example inputs as the source takes them.
+    """Import ``source`` by its kind (see ``ACCEPTED``); ``inputs`` are examples, as the source takes them.
 
     Raises: ModelError for a missing, damaged, refused or unknown source; InputError, OptionError and
     UnsupportedError as the source's frontend says.

@@ -61,10 +61,10 @@ def _from_specs(signature: inspect.Signature, options: CompileOptions) -> dict[s
     if missing:
         raise InputError.of(missing)
     ranges = dict(options.dims)
-    return {name: _tensor(spec, ranges) for name, spec in given.items()}
+    return {name: tensor_of(spec, ranges) for name, spec in given.items()}
 
 
-def _tensor(spec: InputSpec, ranges: Mapping[str, DimRange]) -> Any:
+def tensor_of(spec: InputSpec, ranges: Mapping[str, DimRange]) -> Any:
     """Zeros for ids and masks (always in range), small random numbers otherwise."""
     import torch
 

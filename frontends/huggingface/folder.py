@@ -1,0 +1,112 @@
+"""A Hugging Face model folder: configuration, weight files and tokenizer, checked before anything is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...compiler.errors import ModelError, Problem, UnsupportedError
+
+ASSETS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+    "chat_template.jinja", "chat_template.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+"""Files that travel into the executable folder: tokenizer, chat template, generation settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A checked model folder: ``weights`` are its safetensors files, ``shapes`` every tensor they hold."""
+
+    path: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def assets(self) -> dict[str, Path]:
+        """Files to carry along, by name."""
+        return {name: self.path / name for name in ASSETS if (self.path / name).is_file()}
+
+
+def open_folder(path: Path) -> Folder:
+    """Check the folder at ``path``; a sentence-transformers folder stands for its transformer.
+
+    Raises: ModelError for missing, damaged or pickled parts and for remote code; UnsupportedError for
+    weights that are stored quantized.
+    """
+    path = _transformer_of(path)
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict):
+        raise ModelError(f"{path.name}/config.json", "is no JSON object", "download the model again")
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "an unknown method")
+        fix = "give the unquantized model"
+        raise UnsupportedError(f"{path.name}/config.json", f"the weights are quantized with {method}", fix)
+    weights = tuple(_weight_files(path))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weights:
+        shapes |= _shapes(file)
+    return Folder(path, config, weights, shapes)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON file at ``path``. Raises: ModelError if it is missing or does not parse."""
+    place = f"{path.parent.name}/{path.name}"
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(place, "does not exist", "give a folder with config.json and safetensors") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(place, f"is no JSON ({error})", "download the model again") from None
+
+
+def _transformer_of(path: Path) -> Path:
+    modules = path / "modules.json"
+    if not modules.is_file():
+        return path
+    listed = read_json(modules)
+    for module in listed if isinstance(listed, list) else ():
+        if isinstance(module, dict) and str(module.get("type", "")).endswith(".Transformer"):
+            found = (path / str(module.get("path", ""))).resolve()
+            if not found.is_relative_to(path.resolve()):
+                raise ModelError(f"{path.name}/modules.json", f"{module['path']!r} lies outside the folder")
+            return found if module.get("path") else path
+    raise ModelError(f"{path.name}/modules.json", "lists no transformer", "give a transformers folder")
+
+
+def _weight_files(path: Path) -> Iterator[Path]:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        shards = read_json(index).get("weight_map", {}).values()
+        missing = []
+        for name in dict.fromkeys(map(str, shards)):
+            if Path(name).name != name or not (path / name).is_file():
+                missing.append(Problem(f"{path.name}/{index.name}", f"shard {name!r} is not in the folder"))
+            else:
+                yield path / name
+        if missing:
+            raise ModelError.of(missing)
+    elif (path / "model.safetensors").is_file():
+        yield path / "model.safetensors"
+    else:
+        pickled = sorted(p.name for p in [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
+        if pickled:
+            fact = f"holds pickled weights only ({pickled[0]}), which can run code when read"
+            fix = "save it with model.save_pretrained(folder), which writes safetensors"
+            raise ModelError(path.name, fact, fix)
+        raise ModelError(path.name, "holds no model.safetensors", "download the weights too")
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(file.name, f"is no sound safetensors file ({error})", "download it again") from None
