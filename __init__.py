@@ -144,7 +144,9 @@ def verify(folder: str | PathLike[str], reference: object = None) -> Verificatio
         return executable.verify(reference=reference)
 
 
-def bench(folder: str | PathLike[str], against: object = None, **options: Any) -> BenchResult:
+def bench(
+    folder: str | PathLike[str], against: str | PathLike[str] | None = None, **options: Any
+) -> BenchResult:
     """Time an executable folder, interleaved with its source variant or with another folder."""
     with open(folder) as executable:
         return executable.bench(against=against, **options)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ..compiler.draft import Draft
 from ..compiler.options import CompileOptions
-from ..frontends.base import Import
 from ..frontends.load import load
 from ..passes.base import Pass
 from ..passes.observers import Observer, SaveIR, Verify
@@ -23,7 +22,7 @@ from .finish import finish
 from .lower import Lowered, Recipe
 from .opening import open_folder
 from .progress import Journal, Progress, Silent
-from .proof import Case, cases
+from .proof import Evidence
 from .workbench import Workbench
 
 
@@ -53,11 +52,16 @@ def compile_model(
         observers: list[Observer] = [Verify(), *([SaveIR(save_ir)] if save_ir is not None else [])]
         lowered = recipe.lower(observers=observers)
         check_placement(lowered.program, options, journal)
+    evidence = None
+    if options.verify:
+        with journal.stage("reference"):
+            evidence = Evidence.of(imported, options.seed)
+    del imported  # the source's session or module: its memory is needed now
 
     temporary = Path(tempfile.mkdtemp(prefix="miaotui-")) if output is None else None
     folder = temporary or Path(str(output))
     try:
-        _write(folder, imported, recipe, lowered, options, journal)
+        _write(folder, recipe, lowered, evidence, options, journal)
         return open_folder(folder, temporary=temporary is not None)
     except BaseException:
         if temporary is not None:
@@ -67,9 +71,9 @@ def compile_model(
 
 def _write(
     folder: Path,
-    imported: Import,
     recipe: Recipe,
     lowered: Lowered,
+    evidence: Evidence | None,
     options: CompileOptions,
     journal: Journal,
 ) -> None:
@@ -78,32 +82,16 @@ def _write(
         with journal.stage("build"):
             source = bench.source(recipe.source)
             result = Result(source, lowered, bench.optimized(lowered, variant_name(options)))
-        given: list[Case] = []
-        if options.verify:
-            with journal.stage("reference"):
-                given = cases(imported, options.seed)
-            judge = Judge(bench, recipe, given, imported.reference.name, options, journal)
-            with journal.stage("verify"):
-                result = judge.proved(result)
-            if result.proof is not None and options.timing > 0:
-                with journal.stage("time"):
-                    result = judge.timed(result)
-                    result = judge.proved(result)
+        if evidence is not None:
+            result = Judge(bench, recipe, evidence, options, journal).judged(result)
         with journal.stage("write"):
             if bench.built == 2:
-                finish(draft, folder, recipe.source, result, given, options, journal)
+                finish(draft, folder, recipe.source, result, evidence, options, journal)
                 return
             # Candidates that were dropped left weights behind: write what was kept into a fresh draft.
             with Draft(folder) as clean:
                 bench = Workbench(clean, backend_of(options), options.target)
                 source = bench.source(recipe.source)
                 best = bench.optimized(result.lowered, variant_name(options))
-                finish(
-                    clean,
-                    folder,
-                    recipe.source,
-                    replace(result, source=source, best=best),
-                    given,
-                    options,
-                    journal,
-                )
+                result = replace(result, source=source, best=best)
+                finish(clean, folder, recipe.source, result, evidence, options, journal)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ..compiler.errors import ToolError, VerificationError
@@ -13,7 +12,7 @@ from .bisect import IMPORT, find_culprit
 from .lower import Lowered, Recipe
 from .never_slower import Trial, keep_what_pays, race
 from .progress import Journal
-from .proof import Case, Proof, prove
+from .proof import Evidence, Proof, prove
 from .workbench import Built, Workbench
 
 FINAL = 3.0
@@ -39,10 +38,18 @@ class Judge:
 
     bench: Workbench
     recipe: Recipe
-    cases: Sequence[Case]
-    reference: str
+    evidence: Evidence
     options: CompileOptions
     journal: Journal
+
+    def judged(self, result: Result) -> Result:
+        """The result proved; and if it can run here and timing is on, without the passes that cost time."""
+        with self.journal.stage("verify"):
+            result = self.proved(result)
+        if result.proof is None or self.options.timing <= 0:
+            return result
+        with self.journal.stage("time"):
+            return self.proved(self.timed(result))
 
     def proved(self, result: Result) -> Result:
         """Prove the result; while it fails, revert the pass that bisection names.
@@ -61,14 +68,14 @@ class Judge:
             culprit = find_culprit(
                 self.recipe,
                 self.bench,
-                self.cases[0].inputs,
+                self.evidence.cases[0].inputs,
                 self.tolerance,
                 lambda built: self._prove(built).ok,
                 without,
             )
             if culprit.pass_name == IMPORT:
                 facts = "; ".join(str(item) for item in proof.found if not item.ok)
-                fact = f"differs from {self.reference} without any optional pass: {facts}"
+                fact = f"differs from {self.evidence.reference} without any optional pass: {facts}"
                 raise VerificationError("verify", fact, "raise --budget if this error is acceptable")
             reason = f"wrong result: {culprit}"
             self.journal.note(f"reverted {culprit.pass_name}: {reason}")
@@ -79,7 +86,7 @@ class Judge:
 
     def timed(self, result: Result) -> Result:
         """Leave out passes that cost time, then time what is left against the source."""
-        options, inputs = self.options, self.cases[0].inputs
+        options, inputs = self.options, self.evidence.cases[0].inputs
         verdict = keep_what_pays(
             self.recipe,
             self.bench,
@@ -107,4 +114,4 @@ class Judge:
         return tolerance_for(self.options.precision) if self.options.budget is None else self.options.budget
 
     def _prove(self, built: Built) -> Proof:
-        return prove(built, self.reference, self.cases, self.tolerance, self.options.threads)
+        return prove(built, self.evidence, self.tolerance, self.options.threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from ..compiler.draft import Draft
 from ..compiler.manifest import Certificate, Manifest
 from ..compiler.options import CompileOptions
 from ..compiler.program import Program
+from ..compiler.reference import Array
 from ..runtime.conditions import cores, versions
 from .context import variant_name
 from .decide import Result
 from .progress import Journal
-from .proof import Case
+from .proof import Evidence
 from .report import pass_records, report, text_of
 from .workbench import signature
 
@@ -25,7 +25,7 @@ def finish(
     folder: Path,
     source: Program,
     result: Result,
-    given: Sequence[Case],
+    evidence: Evidence | None,
     options: CompileOptions,
     journal: Journal,
 ) -> None:
@@ -39,8 +39,9 @@ def finish(
     for leftover in (draft.path / "variants").iterdir():
         if leftover.name not in variants:
             draft.discard_variant(leftover.name)
-    if given:
-        draft.golden(given[0].inputs, given[0].expected)
+    case = None if evidence is None else evidence.cases[0]
+    if case is not None:
+        draft.golden(case.inputs, case.expected)
     for file, path in source.assets.items():
         draft.asset(file, path)
     document = report(
@@ -53,9 +54,7 @@ def finish(
         proof=result.proof,
         race=result.race,
         threads=cores() if options.threads is None else options.threads,
-        inputs={k: f"{v.dtype}[{','.join(map(str, v.shape))}]" for k, v in given[0].inputs.items()}
-        if given
-        else {},
+        inputs={} if case is None else {name: _spelled(array) for name, array in case.inputs.items()},
         sizes=_sizes(draft),
         journal=journal,
     )
@@ -76,6 +75,10 @@ def finish(
             timings={} if document["latency"] is None else document["latency"],
         )
     )
+
+
+def _spelled(array: Array) -> str:
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 
 
 def _certificate(result: Result, variant: str) -> Certificate | None:

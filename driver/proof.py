@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..compiler.ir.examples import example_inputs
@@ -19,6 +18,25 @@ class Case:
 
     inputs: Arrays
     expected: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Cases the source framework (``reference``, its name and version) has computed."""
+
+    reference: str
+    cases: tuple[Case, ...]
+
+    @classmethod
+    def of(cls, imported: Import, seed: int) -> Evidence:
+        """Run the source on the user's example inputs, else made-up ones, and on other sizes if any."""
+        inputs = [imported.examples] if imported.examples else [example_inputs(imported.program, seed=seed)]
+        sizes = _other_sizes(imported.program, inputs[0])
+        if sizes:
+            inputs.append(example_inputs(imported.program, sizes=sizes, seed=seed + 1))
+        run = imported.reference.run
+        found = tuple(Case(arrays, run(arrays)) for arrays in inputs)
+        return cls(imported.reference.name, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +65,6 @@ class Proof:
         return greatest
 
 
-def cases(imported: Import, seed: int) -> list[Case]:
-    """The user's example inputs (else made-up ones), and for dynamic programs a second set of other sizes."""
-    inputs = [imported.examples] if imported.examples else [example_inputs(imported.program, seed=seed)]
-    sizes = _other_sizes(imported.program, inputs[0])
-    if sizes:
-        inputs.append(example_inputs(imported.program, sizes=sizes, seed=seed + 1))
-    return [Case(arrays, imported.reference.run(arrays)) for arrays in inputs]
-
-
 def _other_sizes(program: Program, inputs: Arrays) -> dict[str, int]:
     """A size that differs from the example's for every named dimension, where its range has one."""
     seen = {
@@ -74,12 +83,10 @@ def _other_sizes(program: Program, inputs: Arrays) -> dict[str, int]:
     return others
 
 
-def prove(
-    built: Built, reference: str, given: Sequence[Case], tolerance: float, threads: int | None
-) -> Proof:
-    """Run ``built`` on every case and compare with what ``reference`` (a name) computed."""
+def prove(built: Built, evidence: Evidence, tolerance: float, threads: int | None) -> Proof:
+    """Run ``built`` on every case and compare with what the source computed."""
     found: list[Difference] = []
     with built.open(threads) as runner:
-        for case in given:
+        for case in evidence.cases:
             found.extend(differences(runner.run(case.inputs), case.expected, tolerance))
-    return Proof(reference, tolerance, tuple(found))
+    return Proof(evidence.reference, tolerance, tuple(found))

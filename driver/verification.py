@@ -22,8 +22,8 @@ from ..runtime.executable import SOURCE, Executable, Verification
 from .bisect import Culprit, find_culprit
 from .context import backend_of, context_of
 from .lower import Recipe
-from .opening import reference_of
-from .proof import Case, prove
+from .opening import resolve
+from .proof import Case, Evidence, prove
 from .workbench import Workbench
 
 
@@ -80,7 +80,7 @@ def _bisected(
                 bench,
                 case.inputs,
                 tolerance,
-                lambda built: prove(built, "reference", [case], tolerance, options.threads).ok,
+                lambda built: prove(built, Evidence("", (case,)), tolerance, options.threads).ok,
                 reverted,
             )
 
@@ -91,9 +91,8 @@ def _case(artifact: Artifact, reference: object, inputs: Mapping[str, Any] | Non
         if golden is None:
             raise InternalError("verified without golden data or a reference")
         return Case(*golden)
-    names = tuple(spec.name for spec in artifact.manifest.entries["main"].inputs)
     arrays: Arrays = dict(inputs) if inputs is not None else golden[0] if golden else {}
-    return Case(arrays, reference_of(reference, names).run(arrays))
+    return Case(arrays, resolve(reference, artifact.manifest).run(arrays))
 
 
 def source_program(artifact: Artifact) -> Program:
