@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from ..compiler.manifest import Entry
 from ..compiler.options import Target
 from ..compiler.program import DimRange, TensorSpec
 from ..compiler.reference import Arrays
+from .device import described, is_foreign, on_gpu, run_device, run_values
 from .taps import tapped
 from .validate import checked
 
@@ -60,6 +62,7 @@ class OnnxRuntimeRunner:
 
     def __init__(self, model: Model, threads: int | None = None, taps: Sequence[str] = ()) -> None:
         ort = require("onnxruntime", extra=_extra(model.target))
+        self._ort = ort
         self.inputs: Sequence[TensorSpec] = model.signature.inputs
         self.outputs: Sequence[TensorSpec] = model.signature.outputs
         self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
@@ -71,13 +74,29 @@ class OnnxRuntimeRunner:
         self.load_seconds = time.perf_counter() - start
         self._names = [output.name for output in self._session.get_outputs()]
         self._tensors = {i.name for i in self._session.get_inputs() if i.type.startswith("tensor(")}
+        self._device = model.target.device
+        self._has_foreign = any(map(is_foreign, [*self.inputs, *self.outputs]))
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
         """Outputs by name; ``inputs`` are arrays or tensors by name.
 
+        If the target is CUDA and a tensor is in GPU memory, none is copied and the outputs are tensors
+        there too (see ``run_device``).
         Raises: InputError listing every input that does not fit, CompileError if a kernel fails.
         """
+        if self._device == "cuda" and any(map(on_gpu, inputs.values())):
+            return self.run_device(inputs)
         return self.run_arrays(self.check(inputs))
+
+    def run_device(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """``run`` on dlpack tensors where they lie; outputs are torch tensors on the target's device.
+
+        Without torch loaded they are ONNX Runtime values. Raises: as ``run``.
+        """
+        stand_ins = {n: v if isinstance(v, np.ndarray) else described(v) for n, v in inputs.items()}
+        checked(stand_ins, self.inputs, self._dims)
+        with self._translated() as session:
+            return run_device(self._ort, session, inputs, self._device)
 
     def check(self, inputs: Mapping[str, Any]) -> Arrays:
         """``inputs`` as arrays that fit the signature. Raises: InputError listing every one that does not."""
@@ -87,11 +106,20 @@ class OnnxRuntimeRunner:
 
     def run_arrays(self, arrays: Arrays) -> Arrays:
         """``run`` without the checks, for inputs that ``check`` returned: what timing measures."""
+        with self._translated() as session:
+            if self._has_foreign:
+                outputs = run_values(self._ort, session, arrays, self.inputs)
+            else:
+                outputs = session.run(None, arrays)
+        return dict(zip(self._names, outputs, strict=True))
+
+    @contextmanager
+    def _translated(self) -> Iterator[Any]:
         session = self._session
         if session is None:
             raise CompileError(self._place, "was closed", "open it again")
         try:
-            return dict(zip(self._names, session.run(None, arrays), strict=True))
+            yield session
         except Exception as error:
             raise translated(error, self._place) from error
 
@@ -121,9 +149,10 @@ def _session(ort: Any, model: Model, data: bytes, threads: int) -> Any:
             options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[value])
         elif name.startswith("session."):
             options.add_session_config_entry(name, value)
+    providers = _providers(ort, model)
     held = _attach_weights(options, model)
     try:
-        session = ort.InferenceSession(data, options, providers=_providers(ort, model))
+        session = ort.InferenceSession(data, options, providers=providers)
     except Exception as error:
         raise translated(error, model.place) from error
     finally:
