@@ -51,17 +51,17 @@ def bench(
 
 def show(result: BenchResult) -> None:
     """One row per candidate; below, the speedup with its interval and the conditions it holds under."""
-    from .tables import facts, megabytes, milliseconds, table
+    from .tables import duration, facts, megabytes, table
 
     made = table("", ">p50", ">p90", ">p99", ">mean", ">runs", ">load", ">first call")
     for item in result.candidates:
         times = (item.latency.median, item.latency.p90, item.latency.p99, item.latency.mean)
         made.add_row(
             item.name,
-            *map(milliseconds, times),
+            *map(duration, times),
             str(item.latency.runs),
-            milliseconds(item.load),
-            milliseconds(item.first_call),
+            duration(item.load),
+            duration(item.first_call),
         )
     console, where = stdout(), result.conditions
     console.print(made)

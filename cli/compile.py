@@ -134,7 +134,10 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
     console = stdout()
     console.print(tables.operators(report["ops"]["before"], report["ops"]["after"], everything=everything))
     console.print()
-    console.print(tables.fired(report["passes"], everything=everything))
+    if everything or any(entry["changed"] or entry["reverted"] for entry in report["passes"]):
+        console.print(tables.fired(report["passes"], everything=everything))
+    else:
+        console.print("no pass changed anything")
     console.print()
     error, times = report.get("error") or {}, report.get("latency") or {}
     sizes = report.get("sizes") or {}

@@ -93,13 +93,13 @@ def latency(report: Mapping[str, Any]) -> str:
     source, optimized = report.get("source"), report.get("optimized")
     if not optimized:
         return ""
-    now = f"{milliseconds(optimized['median'])} (p90 {milliseconds(optimized['p90'])})"
+    now = f"{duration(optimized['median'])} (p90 {duration(optimized['p90'])})"
     if not source:
         return now + _conditions(report)
     low, high = report.get("ci95") or (None, None)
     spread = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
     ratio = f", {report['ratio']:.2f}×{spread}" if report.get("ratio") is not None else ""
-    return f"{milliseconds(source['median'])} → {now}{ratio}{_conditions(report)}"
+    return f"{duration(source['median'])} → {now}{ratio}{_conditions(report)}"
 
 
 def _conditions(report: Mapping[str, Any]) -> str:
@@ -110,14 +110,16 @@ def _conditions(report: Mapping[str, Any]) -> str:
     return f"; {told}" if told else ""
 
 
-def milliseconds(seconds: float) -> str:
-    """A latency in ms with three figures.
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them, three figures.
 
-    >>> milliseconds(0.0301)
-    '30.1 ms'
+    >>> duration(0.0301), duration(12.5e-6)
+    ('30.1 ms', '12.5 µs')
     """
-    value = 1000 * seconds
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} ms"
+    units = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+    unit, scale = next((u for u in units if seconds >= u[1]), units[-1])
+    value = seconds / scale
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
 def megabytes(size: float) -> str:

@@ -19,6 +19,9 @@ NODE_LIMIT = 400
 
 MODULE_LIMIT = 200
 
+SHARE = 0.25
+"""Least part of a node's sources that puts it into a module: one of query, key and value is more."""
+
 
 @dataclass(slots=True)
 class Box:
@@ -94,11 +97,15 @@ def modules(graph: ir.Graph | ir.Function, module: str = "") -> Scene:
 
 
 def under(module: str, found: Sequence[Source]) -> bool:
-    """Whether one of the sources is ``module`` itself or lies in it (``""`` holds everything)."""
+    """Whether a good part of the sources are ``module`` or lie in it (``""`` holds everything).
+
+    One source of many is not enough: what layers share, a mask, ends up among the sources of the last
+    that reads it.
+    """
     module = module.rstrip("./")
-    return not module or any(
-        s.layer == module or s.layer.startswith((module + ".", module + "/")) for s in found
-    )
+    inside = (module + ".", module + "/")
+    count = sum(s.layer == module or s.layer.startswith(inside) for s in found)
+    return not module or (count > 0 and count >= SHARE * len(found))
 
 
 def value_label(value: ir.Value) -> str:

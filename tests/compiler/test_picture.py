@@ -200,3 +200,15 @@ def test_long_arrow_is_straight_between_its_ends():
 
 def test_single_column_is_aligned():
     assert len(set(columns([[0], [1], [2]], {1: [0], 2: [1]}, {0: [1], 1: [2]}, [(5, 5)] * 3, 3, 10))) == 1
+
+
+def test_module_takes_what_it_has_a_good_part_in():
+    x, y, z = value("x"), value("y"), value("z")
+    qkv = node("MatMul", [x], [y], "a.q", "a.k", "a.v")
+    set_sources(
+        other := node("Relu", [y], [z]),
+        [Source("torch", f"b.{i}") for i in range(8)] + [Source("torch", "a.q")],
+    )
+    graph = ir.Graph([x], [z], nodes=[qkv, other], opset_imports={"": 23}, name="g")
+    assert titles(draw(graph, "a.v"), "op") == ["MatMul"]
+    assert titles(draw(graph, "a.q"), "op") == ["MatMul"]
