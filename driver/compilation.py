@@ -16,6 +16,7 @@ from ..passes.base import Pass
 from ..passes.observers import Observer, SaveIR, Verify
 from ..passes.pipeline import pipeline
 from ..runtime.executable import Executable
+from .calibration import measured_ranges
 from .context import backend_of, check_placement, context_of, variant_name
 from .decide import Judge, Result
 from .finish import finish
@@ -47,16 +48,21 @@ def compile_model(
     journal = Journal(Silent() if progress is None else progress)
     with journal.stage("import"):
         imported = load(source, options, inputs)
-    recipe = Recipe(imported.program, steps, context_of(options))
-    with journal.stage("transform"):
-        observers: list[Observer] = [Verify(), *([SaveIR(save_ir)] if save_ir is not None else [])]
-        lowered = recipe.lower(observers=observers)
-        check_placement(lowered.program, options, journal)
     evidence = None
     if options.verify:
         with journal.stage("reference"):
             evidence = Evidence.of(imported, options.seed)
+    context = context_of(options)
+    if evidence is not None and options.precision == "fp16":
+        with journal.stage("calibrate"):
+            inputs_seen = [case.inputs for case in evidence.cases]
+            context.ranges = measured_ranges(imported.program, backend_of(options), inputs_seen)
+    recipe = Recipe(imported.program, steps, context)
     del imported  # the source's session or module: its memory is needed now
+    with journal.stage("transform"):
+        observers: list[Observer] = [Verify(), *([SaveIR(save_ir)] if save_ir is not None else [])]
+        lowered = recipe.lower(observers=observers)
+        check_placement(lowered.program, options, journal)
 
     temporary = Path(tempfile.mkdtemp(prefix="miaotui-")) if output is None else None
     folder = temporary or Path(str(output))
