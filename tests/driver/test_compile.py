@@ -33,7 +33,7 @@ def test_report_and_certificate_say_what_was_proved_and_timed(classifier: Path, 
         report = executable.report
         certificate = executable.manifest.certificate
     assert [stage["name"] for stage in report["stages"]] == [
-        "import", "transform", "reference", "build", "verify", "time",
+        "import", "reference", "transform", "build", "verify", "time",
     ]  # fmt: skip
     assert report["error"]["ok"] and 0 <= report["error"]["scaled"] <= report["error"]["tolerance"] == 1e-4
     assert report["latency"]["optimized"]["p50"] > 0 and report["latency"]["source"]["p50"] > 0
