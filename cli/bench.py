@@ -51,7 +51,7 @@ def bench(
 
 def show(result: BenchResult) -> None:
     """One row per candidate; below, the speedup with its interval and the conditions it holds under."""
-    from .tables import duration, facts, megabytes, table
+    from .tables import duration, facts, megabytes, put, table
 
     made = table("", ">p50", ">p90", ">p99", ">mean", ">runs", ">load", ">first call")
     for item in result.candidates:
@@ -64,7 +64,7 @@ def show(result: BenchResult) -> None:
             duration(item.first_call),
         )
     console, where = stdout(), result.conditions
-    console.print(made)
+    put(console, made)
     gain = result.speedup
     told = (
         None

@@ -132,10 +132,12 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
     from . import tables
 
     console = stdout()
-    console.print(tables.operators(report["ops"]["before"], report["ops"]["after"], everything=everything))
+    tables.put(
+        console, tables.operators(report["ops"]["before"], report["ops"]["after"], everything=everything)
+    )
     console.print()
     if everything or any(entry["changed"] or entry["reverted"] for entry in report["passes"]):
-        console.print(tables.fired(report["passes"], everything=everything))
+        tables.put(console, tables.fired(report["passes"], everything=everything))
     else:
         console.print("no pass changed anything")
     console.print()
@@ -159,4 +161,4 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
     )
     if why_not:
         console.print()
-        console.print(tables.why_not(report["passes"], why_not))
+        tables.put(console, tables.why_not(report["passes"], why_not))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-PIPE_WIDTH = 140
-"""Columns of a table that no terminal shows: wide enough to cut nothing off."""
+PIPE_WIDTH = 1000
+"""Columns of a table that no terminal shows: so wide that commands to copy stay on one line."""
 
 
 class Format(StrEnum):

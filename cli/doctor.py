@@ -22,11 +22,11 @@ def doctor(output_format: a.FormatOption = Format.table, verbose: a.Verbose = Fa
     else:
         from rich.text import Text
 
-        from .tables import table
+        from .tables import put, table
 
         made = table("", "check", "fact", "fix")
         for f in findings:
             made.add_row(Text(f.status, style=STYLES.get(f.status, "")), f.check, f.fact, f.fix)
-        stdout().print(made)
+        put(stdout(), made)
     if failed:
         raise typer.Exit(1)

@@ -154,11 +154,12 @@ def _show(summary: dict[str, Any], *, everything: bool) -> None:
             size = tables.megabytes(v["bytes"])
             made.add_row(name + star, v["role"], v["target"], v["backend"], str(v["nodes"]), size)
         console.print()
-        console.print(made)
+        tables.put(console, made)
         sizes = ", ".join(f"{name} {tables.megabytes(size)}" for name, size in summary["sizes"].items())
         console.print(f"* runs unless another is named; on disk: {sizes}", style="dim")
     console.print()
-    console.print(tables.operators(summary["ops"]["before"], summary["ops"]["after"], everything=everything))
+    counts = summary["ops"]
+    tables.put(console, tables.operators(counts["before"], counts["after"], everything=everything))
 
 
 def _proved(proof: dict[str, Any] | None) -> str | None:

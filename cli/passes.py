@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from . import arguments as a
 from .console import Format, print_json, stdout
 
 if TYPE_CHECKING:
     from ..passes.base import Pass
+
+DEVICES: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
 
 
 def passes(output_format: a.FormatOption = Format.table, verbose: a.Verbose = False) -> None:
@@ -18,28 +22,48 @@ def passes(output_format: a.FormatOption = Format.table, verbose: a.Verbose = Fa
     if output_format is Format.json:
         print_json({"schema": 1, "passes": listed})
         return
-    from .tables import table
+    from .tables import put, table
 
     made = table("pass", "room", "runs at", "what it does")
     for entry in listed:
-        options = ", ".join(f"{o['name']}={o['default']}" for o in entry["options"])
+        options = ",".join(f"{o['name']}={_spelled(o['default'])}" for o in entry["options"])
         name = f"{entry['name']}{{{options}}}" if options else entry["name"]
-        made.add_row(name, entry["room"], " ".join(entry["pipelines"]) or "--enable", entry["summary"])
-    stdout().print(made)
+        made.add_row(name, entry["room"], _earliest(entry["pipelines"]), entry["summary"])
+    put(stdout(), made)
+
+
+def _spelled(default: object) -> str:
+    """An option's default as it is written on the command line."""
+    return "+".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _earliest(pipelines: Sequence[str]) -> str:
+    """The lowest level of each device: ``-O1``, or ``cpu -O2`` if the other device never runs it.
+
+    >>> _earliest(["cpu:O1", "cpu:O2", "cuda:O1"]), _earliest(["cpu:O2"]), _earliest([])
+    ('-O1', 'cpu -O2', '--enable')
+    """
+    lowest: dict[str, str] = {}
+    for place in pipelines:
+        device, _, level = place.partition(":")
+        lowest.setdefault(device, "-" + level.replace(":", " --precision "))
+    if len(lowest) == len(DEVICES) and len(set(lowest.values())) == 1:
+        return next(iter(lowest.values()))
+    return ", ".join(f"{device} {level}" for device, level in lowest.items()) or "--enable"
 
 
 def listing() -> list[dict[str, Any]]:
     """One entry per pass: name, room, summary, options with defaults, and the pipelines it is part of."""
-    from ..compiler.options import CompileOptions, Device, Target
+    from ..compiler.options import CompileOptions, Precision, Target
     from ..passes.pipeline import all_passes, pipeline
 
     members: dict[str, list[str]] = {}
-    for device in get_args(Device):
-        for level in (0, 1, 2):
-            for step in pipeline(CompileOptions(target=Target(device), opt=level)):
-                members.setdefault(step.name, [])
-                if (place := f"{device}:O{level}") not in members[step.name]:
-                    members[step.name].append(place)
+    for device, level, precision in product(DEVICES, (0, 1, 2), get_args(Precision)):
+        place = f"{device}:O{level}"
+        for step in pipeline(CompileOptions(target=Target(device), opt=level, precision=precision)):
+            known = members.setdefault(step.name, [])
+            if place not in known:
+                known.append(place if precision == "fp32" else f"{place}:{precision}")
     return [
         {
             "name": name,

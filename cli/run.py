@@ -53,14 +53,14 @@ def run(
     if output_format is Format.json:
         print_json({"schema": 1, "outputs": [_summary(n, v) for n, v in results.items()], "file": output})
         return
-    from .tables import table
+    from .tables import put, table
 
     made = table("output", "dtype", "shape", ">min", ">mean", ">max")
     for name, value in results.items():
         s = _summary(name, value)
         numbers = ("–" if s[key] is None else f"{s[key]:.6g}" for key in ("min", "mean", "max"))
         made.add_row(name, s["dtype"], "×".join(map(str, s["shape"])) or "scalar", *numbers)
-    stdout().print(made)
+    put(stdout(), made)
 
 
 def _given(folder: Path, inputs: Path | None, random: bool) -> Arrays | None:

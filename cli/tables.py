@@ -32,7 +32,18 @@ def facts(console: Console, rows: Iterable[tuple[str, object]]) -> None:
     for name, fact in rows:
         if fact is not None and fact != "":
             made.add_row(name, str(fact))
-    console.print(made)
+    put(console, made)
+
+
+def put(console: Console, made: Table) -> None:
+    """Print a table; without a terminal its lines have no trailing spaces."""
+    if console.is_terminal:
+        console.print(made)
+        return
+    with console.capture() as text:
+        console.print(made)
+    for line in text.get().splitlines():
+        console.print(line.rstrip(), soft_wrap=True)
 
 
 def operators(before: Mapping[str, int], after: Mapping[str, int], *, everything: bool = False) -> Table:

@@ -67,7 +67,7 @@ def verify(
 
 def show(result: Check) -> None:
     """Outputs, then layers in execution order; where they differ, the pass and the node to blame."""
-    from .tables import table
+    from .tables import put, table
 
     console, found = stdout(), result.verification
     made = table("", "", ">scaled error", ">relative", ">cosine", "")
@@ -77,7 +77,7 @@ def show(result: Check) -> None:
         verdict = "ok" if item.ok else f"FAILS {item.note}".rstrip()
         figures = (f"{item.scaled:.2e}", f"{item.relative:.2e}", f"{item.cosine:.6f}")
         made.add_row(kind, name, *figures, verdict, style=None if item.ok else "red")
-    console.print(made)
+    put(console, made)
     verdict = "equals" if result.ok else "DIFFERS from"
     bound = f"scaled error {found.error:.2e}, tolerance {found.tolerance:.0e}"
     console.print(f"{found.variant} {verdict} {found.reference}: {bound}", style="bold", soft_wrap=True)
