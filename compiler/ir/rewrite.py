@@ -110,7 +110,25 @@ def remove_dead(candidates: Sequence[ir.Node]) -> list[ir.Node]:
         if node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
             continue
         producers = [v.producer() for v in node.inputs if v is not None]
-        node.graph.remove(node, safe=True)
+        discard(node)
         removed.append(node)
         pending.extend(p for p in dict.fromkeys(producers) if p is not None)
     return removed
+
+
+def discard(node: ir.Node) -> None:
+    """Remove ``node``, whose outputs nobody reads; its subgraphs no longer read values of outer graphs."""
+    if node.graph is None:
+        raise InternalError(f"node {node.name!r} is in no graph")
+    node.graph.remove(node, safe=True)
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        graphs: Sequence[ir.Graph] = ()
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = (attribute.as_graph(),)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = attribute.as_graphs()
+        for inner in (inner for graph in graphs for inner in graph.all_nodes()):
+            for index in range(len(inner.inputs)):
+                inner.replace_input_with(index, None)

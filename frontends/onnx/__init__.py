@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from onnx_ir.passes.common import NameFixPass
+
 from ...compiler.options import CompileOptions
 from ..base import Import
-from .normalize import program_from_model
+from .layers import set_node_sources
+from .normalize import inline_functions, program_from_model, sort_graphs
 from .operators import check_operators
 from .read import read_model
+from .recorded import check_shapes, settle_shapes
 from .reference import OnnxReference
 from .signature import apply_inputs, dim_ranges, name_input_dims
 
@@ -22,12 +26,18 @@ def import_onnx(path: str | Path, options: CompileOptions | None = None) -> Impo
     options = CompileOptions() if options is None else options
     path = Path(path)
     model = read_model(path)
-    place = path.name
+    place = str(path)
+    sort_graphs(model, place)
+    set_node_sources(model, "onnx")
+    inline_functions(model, place)
+    NameFixPass()(model)
     check_operators(model, place)
     apply_inputs(model, options.inputs, place)
     name_input_dims(model.graph)
     dims = dim_ranges(model, options.dims)
+    settle_shapes(model)
     program = program_from_model(model, name=path.stem, dims=dims)
+    check_shapes(program.main, place)
     program.source["path"] = str(path)
     return Import(program, OnnxReference(path, program))
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, NameFixPass
 
 from ...compiler.errors import ModelError, UnsupportedError
+from ...compiler.ir.check_structure import find_cycle
 from ...compiler.ir.shapes import infer_shapes
 from ...compiler.program import Call, DimRange, Program
 from .layers import layers_of, set_node_sources
@@ -38,11 +39,11 @@ def program_from_model(
     place = name or model.graph.name or "model"
     if "ai.onnx" in model.opset_imports:
         model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
-    _sort(model, place)
+    sort_graphs(model, place)
     if model.ir_version is None or model.ir_version < 4:
         _drop_default_inputs(model.graph)
     set_node_sources(model, framework)
-    _inline_functions(model, place)
+    inline_functions(model, place)
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
     name_input_dims(model.graph)
     program = Program({"main": model}, call=_call(model.graph), source={"framework": framework})
@@ -61,13 +62,16 @@ def program_from_model(
     return program
 
 
-def _sort(model: ir.Model, place: str) -> None:
+def sort_graphs(model: ir.Model, place: str) -> None:
+    """Put every graph into the order of its data flow. Raises: ModelError if one is cyclic."""
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for graph in graphs:
         try:
             graph.sort()
-        except ValueError as error:
-            raise ModelError(place, "the graph has a cycle", "export the model again") from error
+        except ValueError:
+            cycle = find_cycle(graph)
+            nodes = " -> ".join(f"{n.name or n.op_type}" for n in (*cycle, *cycle[:1]))
+            raise ModelError(place, f"the graph is cyclic: {nodes}", "export the model again") from None
 
 
 def _drop_default_inputs(graph: ir.Graph) -> None:
@@ -76,8 +80,11 @@ def _drop_default_inputs(graph: ir.Graph) -> None:
             graph.inputs.remove(value)
 
 
-def _inline_functions(model: ir.Model, place: str) -> None:
-    """Inline all functions; nodes from a function of another opset remember their version."""
+def inline_functions(model: ir.Model, place: str) -> None:
+    """Inline all functions; nodes from a function of another opset remember their version.
+
+    Raises: ModelError if a function calls itself, UnsupportedError if one can't be inlined.
+    """
     if not model.functions:
         return
     for function in model.functions.values():

@@ -1,4 +1,4 @@
-"""Which operators of a model nobody can run: neither ONNX's registry nor ONNX Runtime's knows them."""
+"""Operators of a model that can't run: nobody knows them, or they are used against their signature."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
-from ...compiler.errors import Problem, ToolError, UnsupportedError, require
+from ...compiler.errors import ModelError, Problem, ToolError, UnsupportedError, require
 from ...compiler.ir.signatures import STANDARD_DOMAINS, signature
+from ...compiler.ir.verify import problems
 
 _SHOWN = 3
 
 
 def check_operators(model: ir.Model, place: str) -> None:
-    """Refuse a model with operators that no registry has. Functions of the model count as known.
+    """Refuse a model with operators that no registry has, or that are used against their signature.
 
-    Raises: UnsupportedError with every unknown operator, its count and the names of its nodes.
+    Functions of the model count as known.
+    Raises: UnsupportedError with every unknown operator, its count and the names of its nodes; ModelError
+    with every node whose inputs, outputs, attributes or types do not fit its operator.
     """
     unknown: dict[tuple[str, str, int], list[str]] = {}
     nodes = [(node, model.opset_imports) for node in model.graph.all_nodes()]
@@ -27,6 +30,10 @@ def check_operators(model: ir.Model, place: str) -> None:
             unknown.setdefault((node.domain, node.op_type, version), []).append(node.name or "?")
     if unknown:
         raise UnsupportedError.of([_problem(place, *key, names) for key, names in unknown.items()])
+    found = problems(model, inference=False)
+    if found:
+        fix = "export the model again"
+        raise ModelError.of([Problem(f"{place}: {p.place}", p.fact, p.fix or fix) for p in found])
 
 
 def _problem(place: str, domain: str, op_type: str, version: int, names: Sequence[str]) -> Problem:

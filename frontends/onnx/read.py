@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ...compiler.errors import ModelError, UnsupportedError
+from .sparse import make_dense
 from .structure import check_structure
 from .tensors import check_tensors
 
@@ -41,6 +42,7 @@ def read_model(path: Path) -> ir.Model:
     proto = _parse(path)
     check_structure(proto, str(path))
     check_tensors(proto, path)
+    make_dense(proto, str(path))
     return _deserialize(proto, str(path))
 
 

@@ -61,26 +61,24 @@ def _problem(tensor: onnx.TensorProto, external: ExternalData) -> tuple[str, str
         if dtype == ir.DataType.STRING:
             return "holds strings in external data", "store strings in the model"
         return external.problem(tensor, (elements * bits + 7) // 8)
-    held, needed = _held(tensor, dtype, elements)
+    held, needed, unit = _held(tensor, dtype, elements)
     if held != needed:
-        return (
-            f"declares {dtype.name}{list(tensor.dims)}, {needed:,} bytes or items, but holds {held:,}",
-            again,
-        )
+        what = f"{dtype.name}{list(tensor.dims)}"
+        return f"declares {what}, {needed:,} {unit}, but holds {held:,}", again
     return None
 
 
-def _held(tensor: onnx.TensorProto, dtype: ir.DataType, elements: int) -> tuple[int, int]:
-    """What the tensor holds and should hold: bytes of raw data, or items of its typed field."""
+def _held(tensor: onnx.TensorProto, dtype: ir.DataType, elements: int) -> tuple[int, int, str]:
+    """What the tensor holds, what it should hold, and of what: bytes of raw data, or values of its field."""
     if dtype == ir.DataType.STRING:
-        return len(tensor.string_data), elements
+        return len(tensor.string_data), elements, "strings"
     if tensor.HasField("raw_data"):
-        return len(tensor.raw_data), (elements * dtype.bitwidth + 7) // 8
+        return len(tensor.raw_data), (elements * dtype.bitwidth + 7) // 8, "bytes"
     field = next((name for name, kinds in _TYPED.items() if dtype.name in kinds), "int32_data")
-    items = elements * (2 if dtype.name in ("COMPLEX64", "COMPLEX128") else 1)
-    if dtype.bitwidth < 8:  # packed into bytes, one byte an item
-        items = math.ceil(elements * dtype.bitwidth / 8)
-    return len(getattr(tensor, field)), items
+    values = elements * (2 if dtype.name in ("COMPLEX64", "COMPLEX128") else 1)
+    if dtype.bitwidth < 8:  # packed into bytes, one byte a value
+        values = math.ceil(elements * dtype.bitwidth / 8)
+    return len(getattr(tensor, field)), values, "values"
 
 
 def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
@@ -94,6 +92,8 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
             for attribute in node.attribute:
                 if attribute.HasField("t"):
                     yield attribute.t
+                if attribute.HasField("sparse_tensor"):
+                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
                 yield from attribute.tensors
                 for sub in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                     yield from _tensors(sub)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ...compiler.ir.provenance import merge_sources
+from ...compiler.ir.rewrite import discard
 from ...compiler.program import Program
 from ..base import Note, Pass, PassContext, PassResult
 from .forward import may_forward
@@ -73,8 +74,7 @@ def _merge(node: ir.Node, first: ir.Node) -> None:
             old.name = None
             new.name = name
     merge_sources(first, [node])
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
+    discard(node)
 
 
 def _key(node: ir.Node) -> Hashable | None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from ...compiler.ir.rewrite import discard
 from ...compiler.program import Program
 from ..base import Note, Pass, PassContext, PassResult
 
@@ -30,7 +31,7 @@ class RemoveDead(Pass):
 def _sweep(graph: ir.Graph | ir.Function, hits: list[Note]) -> None:
     for node in reversed(graph):
         if not any(o.uses() or o.is_graph_output() for o in node.outputs):
-            graph.remove(node, safe=True)
+            discard(node)
             hits.append(Note(node.name or node.op_type, "no output depends on it"))
             continue
         for attribute in node.attributes.values():
