@@ -169,6 +169,14 @@ def _elementwise(op: str, a: Known, b: Known) -> Known | None:
     return Known(tuple(_apply(op, x, y) for x, y in pairs), max(a.rank, b.rank))
 
 
+def _product(x: Dim, y: Dim) -> Dim:
+    """A number times a symbol, spelled as exporters do: ``4*batch``."""
+    number, symbol = (x, y) if isinstance(x, int) else (y, x)
+    if isinstance(number, int) and number > 1 and isinstance(symbol, str) and symbol.isidentifier():
+        return f"{number}*{symbol}"
+    return None
+
+
 def _apply(op: str, x: Dim, y: Dim) -> Dim:
     if isinstance(x, int) and isinstance(y, int):
         return None if op == "Div" and y == 0 else _ARITHMETIC[op](x, y)
@@ -177,6 +185,8 @@ def _apply(op: str, x: Dim, y: Dim) -> Dim:
         return x
     if left is not None and x == left:
         return y
+    if op == "Mul":
+        return _product(x, y)
     if (
         op == "Equal"
         and ((isinstance(x, int) and x < 0) or (isinstance(y, int) and y < 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,8 @@ from ..base import Note, Pass, PassContext, PassResult
 from .contents import Contents, Known
 from .forward import forward, may_forward
 from .propagate import propagate
+
+_First: TypeAlias = dict[tuple[Known, ir.DataType], ir.Value]
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,23 @@ class FoldShapes(Pass):
                 and d.value is not None
                 and (d.value not in program.dims or program.dims[d.value].minimum > 0)
             }
-            _visit(model.graph, Contents(), {n for n in nonzero if n is not None}, hits)
+            _visit(model.graph, Contents(), {n for n in nonzero if n is not None}, {}, hits)
         return PassResult(len(hits), tuple(hits))
 
 
-def _visit(graph: ir.Graph, contents: Contents, nonzero: set[str], hits: list[Note]) -> None:
+def _visit(graph: ir.Graph, contents: Contents, nonzero: set[str], first: _First, hits: list[Note]) -> None:
     for node in tuple(graph):
         if node.graph is None:
             continue
         refined = propagate(node, contents, nonzero)
         contents.visit(node)
-        text = _fold(node, contents, nonzero)
+        text = _fold(node, contents, nonzero) or _share(node, contents, nonzero, first)
         if text or refined:
             text = text or "dimensions named"
             hits.append(Note(node.name or node.op_type, text))
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                _visit(attribute.as_graph(), Contents(dict(contents.known)), nonzero, hits)
+                _visit(attribute.as_graph(), Contents(dict(contents.known)), nonzero, dict(first), hits)
 
 
 def _fold(node: ir.Node, contents: Contents, nonzero: set[str]) -> str:
@@ -72,6 +74,23 @@ def _fold(node: ir.Node, contents: Contents, nonzero: set[str]) -> str:
         if target is not None and target.rank == 1:
             return (_fold_reshape if node.op_type == "Reshape" else _fold_expand)(node, target, nonzero)
     return ""
+
+
+def _share(node: ir.Node, contents: Contents, nonzero: set[str], first: _First) -> str:
+    """Read sizes where they were first computed: exporters ask every layer for the same batch size."""
+    out = node.outputs[0] if len(node.outputs) == 1 else None
+    found = contents.known.get(out) if out is not None else None
+    if out is None or found is None or out.graph is None or out.dtype is None:
+        return ""
+    if not all(isinstance(i, int) or _never_empty(i, nonzero) for i in found.items):
+        return ""
+    prior = first.setdefault((found, out.dtype), out)
+    producer = prior.producer()
+    if prior is out or producer is None or producer.graph is None or may_forward(out, prior):
+        first[found, out.dtype] = out if producer is None or producer.graph is None else prior
+        return ""
+    forward(out, prior)
+    return f"the same sizes as {prior.name}"
 
 
 def _fold_expand(node: ir.Node, target: Known, nonzero: set[str]) -> str:

@@ -12,7 +12,7 @@ from ...compiler.ir.constants import constant
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Dim, dim_of
 from ..base import PassContext, RewritePass, decline, skip
-from .forward import forward, may_forward, same_shape
+from .forward import forward, known_equal, may_forward, same_shape
 
 RESHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 _FLOAT_ORDER = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
@@ -93,6 +93,8 @@ def permutation(node: ir.Node) -> tuple[int, ...] | None:
 
 def _merge_reshapes(node: ir.Node, inner: ir.Node, at: Rewriter) -> str:
     source, out = inner.inputs[0], node.outputs[0]
+    if inner.op_type == "Transpose":
+        return _unbatch(node, inner, at)
     if inner.op_type not in RESHAPES or source is None:
         skip()
     if same_shape(source, out):
@@ -113,6 +115,29 @@ def _merge_reshapes(node: ir.Node, inner: ir.Node, at: Rewriter) -> str:
         sizes[index] = dim
     at.replace(out, at.op("Reshape", source, at.const(np.asarray(sizes, np.int64), f"{node.name}_shape")))
     return f"{inner.op_type} merged into {node.op_type}"
+
+
+def _unbatch(node: ir.Node, transpose: ir.Node, at: Rewriter) -> str:
+    """Reshape(Transpose(Reshape(x))) that only merges the leading axes meanwhile is one Transpose of x."""
+    merge = transpose.inputs[0].producer() if transpose.inputs[0] is not None else None
+    x = merge.inputs[0] if merge is not None and merge.op_type in RESHAPES and merge.domain == "" else None
+    middle, out = transpose.inputs[0], node.outputs[0]
+    if x is None or middle is None or permutation(transpose) != (0, 2, 1):
+        skip()
+    if (
+        x.shape is None
+        or out.shape is None
+        or middle.shape is None
+        or len(x.shape) != 4
+        or len(out.shape) != 4
+    ):
+        skip()
+    kept = all(known_equal(middle.shape[a - 1], x.shape[a]) for a in (2, 3))
+    swapped = all(known_equal(out.shape[a], x.shape[b]) for a, b in enumerate((0, 1, 3, 2)))
+    if not kept or not swapped:
+        skip()
+    at.replace(out, at.op("Transpose", x, perm=[0, 1, 3, 2]))
+    return "a transpose of merged axes is one of the whole"
 
 
 def _sizes(node: ir.Node, out: ir.Value) -> list[int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -24,6 +25,7 @@ BROADCAST = frozenset(
 )
 
 Dims = list[Dim]
+_PRODUCT = re.compile(r"\w+(\*\w+)+")
 
 
 def propagate(node: ir.Node, contents: Contents, named: set[str]) -> bool:
@@ -140,19 +142,24 @@ def _left_over(before: Dims, others: Dims) -> Dim:
     """What is left of ``before`` after taking ``others`` out, if it is one size or one symbol."""
     if None in before or None in others:
         return None
-    remaining = list(before)
-    for symbol in [d for d in others if isinstance(d, str)]:
-        if symbol not in remaining:
+    size, symbols = _factors(before)
+    taken, taken_symbols = _factors(others)
+    for symbol in taken_symbols:
+        if symbol not in symbols:
             return None
-        remaining.remove(symbol)
-    symbols = [d for d in remaining if isinstance(d, str)]
-    size = math.prod(d for d in remaining if isinstance(d, int))
-    taken = math.prod(d for d in others if isinstance(d, int))
+        symbols.remove(symbol)
     if not taken or size % taken:
         return None
     if not symbols:
         return size // taken
     return symbols[0] if len(symbols) == 1 and size == taken else None
+
+
+def _factors(dims: Dims) -> tuple[int, list[str]]:
+    """The product of ``dims`` as a number and symbols; ``4*batch`` counts as 4 and batch."""
+    parts = [p for d in dims for p in (d.split("*") if isinstance(d, str) and _PRODUCT.fullmatch(d) else [d])]
+    numbers = [int(p) for p in parts if isinstance(p, int) or (isinstance(p, str) and p.isdigit())]
+    return math.prod(numbers), [p for p in parts if isinstance(p, str) and not p.isdigit()]
 
 
 def _unsqueezed(before: Dims, axes: Known | None) -> Dims | None:

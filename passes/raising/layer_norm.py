@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ...compiler.ir.rewrite import Rewriter
 from ..base import PassContext, decline, skip
-from .match import RaisingPass, Region, reduced_axes, size
+from .match import RaisingPass, Region, rank, reduced_axes, size
 from .norms import STASHED, match_affine, match_normalized, ones, parameter, uncast
 
 
@@ -19,10 +19,12 @@ class RaiseLayerNorm(RaisingPass):
 
     name: ClassVar[str] = "raise-layer-norm"
     opset: ClassVar[int] = 17
-    anchors: ClassVar[frozenset[str]] = frozenset({"Div", "Mul"})
+    anchors: ClassVar[frozenset[str]] = frozenset({"Div", "Mul", "RMSNormalization"})
 
     def rewrite(self, node: ir.Node, at: Rewriter, context: PassContext) -> str:
         """Match from the division up to x, then down to the bias."""
+        if node.op_type == "RMSNormalization":
+            return _from_rms(node, at)
         found = match_normalized(node)
         if found is None:
             skip()
@@ -31,6 +33,25 @@ class RaiseLayerNorm(RaisingPass):
         if x is None:
             skip()
         return emit_norm("LayerNormalization", node, x, found.axis, found.epsilon, region)
+
+
+def _from_rms(node: ir.Node, at: Rewriter) -> str:
+    """RMSNormalization of x - mean(x), which newer exporters make of a decomposed LayerNormalization."""
+    value = node.inputs[0]
+    region = Region(node)
+    count = rank(value)
+    axis = node.attributes.get_int("axis", -1)
+    if value is None or count is None:
+        skip()
+    axis = axis - count if axis >= 0 else axis
+    x = centred(value, axis, region)
+    if x is None:
+        skip()
+    region.close(node.outputs[0])
+    attributes = {name: a.value for name, a in node.attributes.items()}
+    new = at.op("LayerNormalization", x, node.inputs[1], **attributes)
+    at.replace(node.outputs[0], new)
+    return f"LayerNormalization of {x.name}, from RMSNormalization"
 
 
 def centred(value: ir.Value, axis: int, region: Region) -> ir.Value | None:
