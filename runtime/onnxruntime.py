@@ -25,6 +25,9 @@ from .validate import checked
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
+_PLACES = re.compile(r"\S*\.(?:cc|cpp|h):\d+ (?:[\w:~]+(?:\([^)]*\))?(?: const)? )?")
+"""Places in ONNX Runtime's own source: ``tensorprotoutils.cc:619 ValidatePath ``."""
+
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -210,9 +213,7 @@ def translated(error: Exception, place: str) -> CompileError:
     )
     name = (node["name"] or node["late"]) if node else None
     where = f"{place}: node {name!r}" + (f" ({node['op']})" if node and node["op"] else "") if name else place
-    fact = re.sub(
-        r"\s+", " ", re.sub(r"^.*Status Message: ", "", re.sub(r"/\S+?\.(cc|h|cpp):\d+ ", "", text))
-    )
+    fact = re.sub(r"\s+", " ", re.sub(r"^.*Status Message: ", "", re.sub(_PLACES, "", text)))
     if kind == "NotImplemented":
         return UnsupportedError(where, fact, "compile for another target, or replace the operator")
     if "allocate memory" in text or "bad_alloc" in text or isinstance(error, MemoryError):

@@ -1,0 +1,120 @@
+"""Timing: interleaved, bounded, and a verdict only where the data carry one."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from miaotui.runtime.timing import Latency, Timings, interleave, warm_up
+
+
+def busy(seconds: float) -> Callable[[], None]:
+    def run() -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+
+    return run
+
+
+def rounds(center: float, noise: float, seed: int, count: int = 20) -> tuple[tuple[float, ...], ...]:
+    rng = np.random.default_rng(seed)
+    return tuple((float(center * np.exp(noise * rng.standard_normal())),) for _ in range(count))
+
+
+def test_latency_is_numpys_statistics() -> None:
+    seconds = list(np.random.default_rng(0).random(101))
+    found = Latency.of(seconds)
+    assert found.runs == 101 and found.minimum == min(seconds)
+    assert found.median == pytest.approx(np.median(seconds))
+    assert found.p90 == pytest.approx(np.quantile(seconds, 0.9))
+    assert found.p99 == pytest.approx(np.quantile(seconds, 0.99))
+    assert found.mean == pytest.approx(np.mean(seconds)) and found.std == pytest.approx(np.std(seconds))
+
+
+def test_a_real_difference_is_seen_both_ways() -> None:
+    timings = Timings({"a": rounds(1.0, 0.02, 0), "b": rounds(1.2, 0.02, 1)})
+    fast, slow = timings.speedup("a", "b"), timings.speedup("b", "a")
+    assert fast.verdict == "faster" and fast.low <= 1.2 * 1.03 and fast.high >= 1.2 * 0.97
+    assert slow.verdict == "slower"
+    assert fast.ratio == pytest.approx(1 / slow.ratio)
+
+
+def test_equal_candidates_are_mostly_inconclusive() -> None:
+    wrong = sum(
+        Timings({"a": rounds(1, 0.05, s), "b": rounds(1, 0.05, s + 1000)}).speedup("a", "b").verdict
+        != "inconclusive"
+        for s in range(60)
+    )
+    assert wrong <= 8, "a 95 % interval errs in about 5 % of 60"
+
+
+def test_drift_of_the_machine_cancels_out() -> None:
+    drift = np.linspace(1, 3, 20)
+    a = tuple((float(d),) for d in drift)
+    b = tuple((float(1.1 * d),) for d in drift)
+    found = Timings({"a": a, "b": b}).speedup("a", "b")
+    assert found.verdict == "faster" and found.high - found.low < 1e-6
+
+
+def test_too_few_rounds_give_no_verdict() -> None:
+    timings = Timings({"a": rounds(1, 0.01, 0, 3), "b": rounds(9, 0.01, 1, 3)})
+    assert timings.speedup("a", "b").verdict == "inconclusive"
+
+
+def test_interleave_measures_what_runs() -> None:
+    timings = interleave({"fast": busy(0.001), "slow": busy(0.003)}, runs=20)
+    assert timings.latency("fast").runs >= 20
+    assert timings.latency("fast").minimum >= 0.001
+    found = timings.speedup("fast", "slow")
+    assert found.verdict == "faster" and 2 < found.ratio < 4
+
+
+def test_order_alternates_and_collection_is_off() -> None:
+    seen: list[str] = []
+    collecting: list[bool] = []
+
+    def call(name: str) -> Callable[[], None]:
+        def run() -> None:
+            seen.append(name)
+            collecting.append(gc.isenabled())
+            time.sleep(0.021)
+
+        return run
+
+    interleave({"a": call("a"), "b": call("b")}, runs=6)
+    measured = "".join(seen[-12:])
+    assert measured in ("abba" * 3, "baab" * 3)
+    assert not any(collecting) and gc.isenabled()
+
+
+def test_seconds_bound_the_measurement() -> None:
+    start = time.perf_counter()
+    timings = interleave({"a": busy(0.01), "b": busy(0.01)}, runs=10_000, seconds=0.5)
+    assert time.perf_counter() - start < 1.5
+    assert timings.latency("a").runs >= 5
+
+
+def test_warm_up_goes_on_while_calls_get_faster() -> None:
+    durations = iter([0.02, 0.016, 0.012, 0.008, 0.006, 0.004, 0.002, *[0.001] * 30])
+    count = 0
+
+    def run() -> None:
+        nonlocal count
+        count += 1
+        busy(next(durations))()
+
+    typical = warm_up(run)
+    assert count >= 9 and typical < 0.002
+
+
+def test_an_error_in_a_candidate_turns_collection_on_again() -> None:
+    def fail() -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interleave({"a": fail})
+    assert gc.isenabled()
