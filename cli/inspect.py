@@ -158,8 +158,11 @@ def _show(summary: dict[str, Any], *, everything: bool) -> None:
         sizes = ", ".join(f"{name} {tables.megabytes(size)}" for name, size in summary["sizes"].items())
         console.print(f"* runs unless another is named; on disk: {sizes}", style="dim")
     console.print()
-    counts = summary["ops"]
-    tables.put(console, tables.operators(counts["before"], counts["after"], everything=everything))
+    if summary["kind"] == "model":
+        tables.put(console, tables.counted(summary["ops"]["before"], everything=everything))
+    else:
+        counts = summary["ops"]
+        tables.put(console, tables.operators(counts["before"], counts["after"], everything=everything))
 
 
 def _proved(proof: dict[str, Any] | None) -> str | None:

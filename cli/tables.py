@@ -54,13 +54,21 @@ def operators(before: Mapping[str, int], after: Mapping[str, int], *, everything
     made.add_row("all", str(sum(before.values())), str(sum(after.values())), style="bold")
     for op in shown:
         made.add_row(op, _count(before.get(op, 0)), _count(after.get(op, 0)))
-    if len(names) > len(shown):
-        rest = names[len(shown) :]
-        made.add_row(
-            f"{len(rest)} others",
-            str(sum(before.get(op, 0) for op in rest)),
-            str(sum(after.get(op, 0) for op in rest)),
-        )
+    if rest := names[len(shown) :]:
+        were, are = (sum(counts.get(op, 0) for op in rest) for counts in (before, after))
+        made.add_row(f"{len(rest)} others", str(were), str(are))
+    return made
+
+
+def counted(operators: Mapping[str, int], *, everything: bool = False) -> Table:
+    """Operator counts of a model that nothing was done to, most frequent first."""
+    names = sorted(operators, key=lambda op: (-operators[op], op))
+    made = table("operator", ">nodes")
+    made.add_row("all", str(sum(operators.values())), style="bold")
+    for op in names if everything else names[:OPERATORS_SHOWN]:
+        made.add_row(op, str(operators[op]))
+    if not everything and (rest := names[OPERATORS_SHOWN:]):
+        made.add_row(f"{len(rest)} others", str(sum(operators[op] for op in rest)))
     return made
 
 
