@@ -69,7 +69,8 @@ def _merge_back(at: Rewriter, split: ir.Value, flat_output: ir.Value, sizes: tup
         if merged.shape is not None and flat_output.shape is not None and merged.shape == flat_output.shape:
             at.replace(merged, flat_output)
         elif _keeps_elements(reshape):
-            reshape.replace_input_with(0, flat_output)
+            allow = reshape.attributes.get_int("allowzero", 0)
+            at.replace(merged, at.op("Reshape", flat_output, reshape.inputs[1], allowzero=allow or None))
     if split.uses() or split.is_graph_output():
         at.replace(split, at.op("Reshape", flat_output, shape_constant(at, [0, 0, *sizes])))
 
