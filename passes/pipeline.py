@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
 
 from ..compiler.errors import OptionError, Problem
 from ..compiler.options import CompileOptions
 from .base import Pass, Pipeline, parse_pass_spec
+from .cleanup import CLEANUP
 from .fusion import FUSION
 from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
+from .precision import PRECISION
+from .raising import RAISING
 
-
-def _room(module: str, name: str) -> Pipeline:
-    return getattr(import_module(f".{module}", __package__), name, ())
-
-
-CLEANUP: Pipeline = _room("cleanup", "CLEANUP")
-RAISING: Pipeline = _room("raising", "RAISING")
-PRECISION: Pipeline = _room("precision", "PRECISION")
 
 LOWERING: dict[str, Pipeline] = {"cpu": LOWER_CPU, "cuda": LOWER_CUDA}
 """Last stage, by device: into the operators its backend runs best."""
