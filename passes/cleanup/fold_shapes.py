@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -14,7 +13,7 @@ from ...compiler.program import Dim, Program, dim_of
 from ..base import Note, Pass, PassContext, PassResult
 from .contents import Contents, Known
 from .forward import forward, may_forward
-from .propagate import propagate
+from .propagate import is_named, propagate
 
 _First: TypeAlias = dict[tuple[Known, ir.DataType], ir.Value]
 
@@ -147,9 +146,4 @@ def reshape_form(x: ir.Value, target: Known, allow_zero: bool, nonzero: set[str]
 
 def _never_empty(dim: Dim, nonzero: set[str]) -> bool:
     """Whether ``dim`` is at least 1: positive, an input's dimension, or sums and products of those."""
-    if isinstance(dim, int) or dim is None:
-        return bool(dim) and isinstance(dim, int) and dim > 0
-    if not re.fullmatch(r"[\w\s+*()]+", dim):
-        return False
-    words = re.findall(r"\w+", dim)
-    return all(w in nonzero or (w.isdigit() and int(w) > 0) for w in words)
+    return dim > 0 if isinstance(dim, int) else is_named(dim, nonzero)

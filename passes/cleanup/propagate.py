@@ -29,14 +29,20 @@ _PRODUCT = re.compile(r"\w+(\*\w+)+")
 
 
 def propagate(node: ir.Node, contents: Contents, named: set[str]) -> bool:
-    """Name more of the dimensions of ``node``'s first output; whether any was.
+    """Name more of the dimensions of ``node``'s outputs; whether any was.
 
-    A size replaces a symbol, and a dimension in ``named`` (the inputs' symbols) one that inference made up.
+    A size replaces a symbol, and a dimension made of ``named`` (the inputs' symbols) one that inference
+    made up.
     """
     if node.domain != "" or not node.outputs or node.outputs[0].type is None:
         return False
-    inferred = _infer(node, contents)
-    out = node.outputs[0]
+    if node.op_type == "Split":
+        refined = [_record(o, _split(node, contents, i), named) for i, o in enumerate(node.outputs)]
+        return any(refined)
+    return _record(node.outputs[0], _infer(node, contents), named)
+
+
+def _record(out: ir.Value, inferred: Dims | None, named: set[str]) -> bool:
     if inferred is None:
         return False
     if out.shape is None:
@@ -56,7 +62,25 @@ def _better(recorded: Dim, inferred: Dim, named: set[str]) -> Dim:
         return recorded
     if recorded is None or isinstance(inferred, int):
         return inferred
-    return inferred if inferred in named and recorded not in named else recorded
+    return inferred if is_named(inferred, named) and not is_named(recorded, named) else recorded
+
+
+def is_named(dim: Dim, named: set[str]) -> bool:
+    """Whether ``dim`` is a symbol in ``named``, or a sum or product of those and positive numbers."""
+    if not isinstance(dim, str) or not re.fullmatch(r"[\w\s+*()]+", dim) or "**" in dim:
+        return False
+    words = re.findall(r"\w+", dim)
+    return all(w in named or (w.isdigit() and int(w) > 0) for w in words)
+
+
+def _split(node: ir.Node, contents: Contents, index: int) -> Dims | None:
+    dims = _dims(node.inputs[0])
+    if dims is None:
+        return None
+    sizes = contents.of(node.inputs[1]) if len(node.inputs) > 1 else None
+    axis = node.attributes.get_int("axis", 0)
+    dims[axis] = sizes.items[index] if sizes is not None and index < len(sizes.items) else None
+    return dims
 
 
 def _dims(value: ir.Value | None) -> Dims | None:
@@ -96,8 +120,12 @@ def _infer(node: ir.Node, contents: Contents) -> Dims | None:
             )
         case "Unsqueeze":
             return _unsqueezed(first, contents.of(node.inputs[1]))
+        case "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceProd" if len(node.inputs) > 1:
+            return _reduced(first, contents.of(node.inputs[1]), node.attributes.get_int("keepdims", 1) == 1)
         case "Slice":
             return _sliced(first, [contents.of(v) for v in node.inputs[1:]], len(node.inputs))
+        case "Gemm" if not node.attributes.get_int("transA", 0) and shapes[1] is not None:
+            return [first[0], shapes[1][0 if node.attributes.get_int("transB", 0) else 1]]
         case "MatMul":
             return _product(first, shapes[1])
         case "Gather" if shapes[1] is not None:
@@ -160,6 +188,13 @@ def _factors(dims: Dims) -> tuple[int, list[str]]:
     parts = [p for d in dims for p in (d.split("*") if isinstance(d, str) and _PRODUCT.fullmatch(d) else [d])]
     numbers = [int(p) for p in parts if isinstance(p, int) or (isinstance(p, str) and p.isdigit())]
     return math.prod(numbers), [p for p in parts if isinstance(p, str) and not p.isdigit()]
+
+
+def _reduced(before: Dims, axes: Known | None, keep: bool) -> Dims | None:
+    if axes is None or not axes.static:
+        return None
+    gone = {axis % len(before) for axis in axes.static}
+    return [1 if a in gone else d for a, d in enumerate(before) if keep or a not in gone]
 
 
 def _unsqueezed(before: Dims, axes: Known | None) -> Dims | None:

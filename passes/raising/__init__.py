@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from ..base import Pass
+from ..cleanup.fold_shapes import FoldShapes
 from ..cleanup.merge_views import MergeViews
 from .activations import RaiseHardSwish, RaiseSigmoid
 from .attention import RaiseAttention
+from .conv_affine import FoldConvAffine
+from .conv_pad import FoldConvPad
 from .flat_softmax import RaiseFlatSoftmax
 from .gelu import RaiseGelu
+from .gemm import RaiseLinear
+from .global_pool import RaiseGlobalPool
 from .layer_norm import RaiseLayerNorm
 from .layer_norm_affine import RaiseLayerNormAffine
 from .partial_rotary import RaisePartialRotary
@@ -21,6 +26,12 @@ RAISING: tuple[Pass, ...] = (
     RaiseSigmoid(),
     RaiseHardSwish(),
     RaiseGelu(),
+    FoldConvPad(),
+    FoldConvAffine(),
+    RaiseGlobalPool(),
+    RaiseLinear(),
+    FoldShapes(),
+    MergeViews(),
     RaiseLayerNormAffine(),
     RaiseLayerNorm(),
     RaiseRmsNorm(),
@@ -35,12 +46,16 @@ RAISING: tuple[Pass, ...] = (
 
 __all__ = [
     "RAISING",
+    "FoldConvAffine",
+    "FoldConvPad",
     "RaiseAttention",
     "RaiseFlatSoftmax",
     "RaiseGelu",
+    "RaiseGlobalPool",
     "RaiseHardSwish",
     "RaiseLayerNorm",
     "RaiseLayerNormAffine",
+    "RaiseLinear",
     "RaisePartialRotary",
     "RaiseRmsNorm",
     "RaiseRotary",
