@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,19 +13,17 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from ..compiler.errors import CompileError, ToolError, UnsupportedError, require
+from ..compiler.errors import CompileError, ToolError, require
 from ..compiler.manifest import Entry
 from ..compiler.options import Target
 from ..compiler.program import DimRange, TensorSpec
 from ..compiler.reference import Arrays
 from .device import described, is_foreign, on_gpu, run_device, run_values
+from .messages import translated
 from .taps import tapped
 from .validate import checked
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
-
-_PLACES = re.compile(r"\S*\.(?:cc|cpp|h):\d+ (?:[\w:~]+(?:\([^)]*\))?(?: const)? )?")
-"""Places in ONNX Runtime's own source: ``tensorprotoutils.cc:619 ValidatePath ``."""
 
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
@@ -202,20 +199,3 @@ def _providers(ort: Any, model: Model) -> list[Any]:
 
 def _extra(target: Target) -> str:
     return "cuda" if target.device == "cuda" else "cpu"
-
-
-def translated(error: Exception, place: str) -> CompileError:
-    """An exception of ONNX Runtime as ours, naming the node where its message does."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
-    kind = type(error).__name__
-    node = re.search(
-        r"running (?P<op>\w+) node\. Name:'(?P<name>[^']*)'|node with name '(?P<late>[^']*)'", text
-    )
-    name = (node["name"] or node["late"]) if node else None
-    where = f"{place}: node {name!r}" + (f" ({node['op']})" if node and node["op"] else "") if name else place
-    fact = re.sub(r"\s+", " ", re.sub(r"^.*Status Message: ", "", re.sub(_PLACES, "", text)))
-    if kind == "NotImplemented":
-        return UnsupportedError(where, fact, "compile for another target, or replace the operator")
-    if "allocate memory" in text or "bad_alloc" in text or isinstance(error, MemoryError):
-        return CompileError(where, f"out of memory: {fact}", "give smaller inputs")
-    return CompileError(where, fact or kind)

@@ -18,8 +18,10 @@ Verdict: TypeAlias = Literal["faster", "slower", "inconclusive"]
 SETTLE = 0.04
 """Seconds of rest before each candidate that has several threads: ONNX Runtime's workers spin that long."""
 
-_BLOCK = 0.005
-_FEWEST = 5
+_BLOCK = 0.005  # seconds
+_FEWEST = 5  # rounds
+_NEIGHBOURS = 3  # rounds
+_NEGLIGIBLE = 0.01  # of the logarithm of a ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +70,20 @@ class Timings:
     def speedup(self, name: str, baseline: str, seed: int = 0) -> Speedup:
         """How many times faster ``name`` is than ``baseline``: median over rounds of the ratio of medians.
 
-        Drift of the machine cancels out within a round. The interval is a bootstrap over rounds;
-        ``faster`` and ``slower`` are said only when it excludes 1.
+        Drift of the machine cancels out within a round. The interval is a bootstrap over runs of
+        neighbouring rounds, since disturbances outlast a round; ``faster`` and ``slower`` are said only
+        when it excludes 1 and the difference is worth a word (1 %).
         """
         pairs = zip(self.rounds[baseline], self.rounds[name], strict=True)
         logs = np.array([math.log(statistics.median(b) / statistics.median(c)) for b, c in pairs])
-        picks = np.random.default_rng(seed).integers(len(logs), size=(4000, len(logs)))
+        starts = np.random.default_rng(seed).integers(len(logs), size=(4000, -(-len(logs) // _NEIGHBOURS), 1))
+        picks = ((starts + np.arange(_NEIGHBOURS)) % len(logs)).reshape(4000, -1)[:, : len(logs)]
         low, high = (float(q) for q in np.quantile(np.median(logs[picks], axis=1), [0.025, 0.975]))
+        middle = float(np.median(logs))
         verdict: Verdict = "inconclusive"
-        if len(logs) >= _FEWEST and (low > 0 or high < 0):
+        if len(logs) >= _FEWEST and (low > 0 or high < 0) and abs(middle) > _NEGLIGIBLE:
             verdict = "faster" if low > 0 else "slower"
-        return Speedup(math.exp(float(np.median(logs))), math.exp(low), math.exp(high), verdict)
+        return Speedup(math.exp(middle), math.exp(low), math.exp(high), verdict)
 
 
 def interleave(

@@ -70,7 +70,7 @@ def test_interleave_measures_what_runs() -> None:
     assert timings.latency("fast").runs >= 20
     assert timings.latency("fast").minimum >= 0.001
     found = timings.speedup("fast", "slow")
-    assert found.verdict == "faster" and 2 < found.ratio < 4
+    assert found.verdict == "faster" and 1.5 < found.ratio < 6
 
 
 def test_order_alternates_and_collection_is_off() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ...options import Target
 
 COMMON = {"graph_optimization_level": "all"}
+"""The defaults are kept otherwise: measured interleaved, memory arena, memory pattern and spinning changed
+nothing beyond 1 % on x86, and flushing denormals nothing on models without them."""
 
 CUDA = {
     # TF32 keeps 10 bits of the mantissa: an executable of fp32 would miss its own tolerance.

@@ -1,0 +1,27 @@
+"""ONNX Runtime's exceptions in our words: the node, the fact, one line, no paths of its own source."""
+
+from __future__ import annotations
+
+import re
+
+from ..compiler.errors import CompileError, UnsupportedError
+
+_PLACES = re.compile(r"\S*\.(?:cc|cpp|h):\d+ (?:[\w:~]+(?:\([^)]*\))?(?: const)? )?")
+"""Places in ONNX Runtime's own source: ``tensorprotoutils.cc:619 ValidatePath ``."""
+
+
+def translated(error: Exception, place: str) -> CompileError:
+    """An exception of ONNX Runtime as ours, naming the node where its message does."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
+    where = place
+    if node := re.search(r"running (\w+) node\. Name:'([^']*)'", text):
+        where = f"{place}: node {node[2]!r} ({node[1]})"
+    elif node := re.search(r"node with name '([^']*)'", text):
+        where = f"{place}: node {node[1]!r}"
+    fact = re.sub(_PLACES, "", re.sub(r"^.*Status Message: ", "", text, flags=re.DOTALL))
+    fact = re.sub(r"\s+", " ", fact) or type(error).__name__
+    if type(error).__name__ == "NotImplemented":
+        return UnsupportedError(where, fact, "compile for another target, or replace the operator")
+    if "allocate memory" in text or "bad_alloc" in text or isinstance(error, MemoryError):
+        return CompileError(where, f"out of memory: {fact}", "give smaller inputs")
+    return CompileError(where, fact)
