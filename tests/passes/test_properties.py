@@ -29,19 +29,23 @@ FP16 = {"convert-fp16"}
 def check(program: Program, steps: Iterable[Pass], target: Target) -> None:
     """Run ``steps`` on a clone; every one must keep the IR well-formed, honest and equal in its results."""
     context = PassContext(target)
-    inputs = example_inputs(program, sizes={"batch": 3})
-    expected = evaluate(program.main, inputs)
     signature = (program.inputs(), program.outputs())
     rewritten = program.clone()
+    changed = 0
     for step in steps:
         before = print_program(rewritten)
         result = step.run(rewritten, context)
+        changed += result.changed
         after = print_program(rewritten)
         assert bool(result.changed) == (before != after), f"{step.name} reports {result.changed} changes"
         verify(rewritten, after=step.name)
         assert all(sources(node) for node in rewritten.main.graph.all_nodes()), f"{step.name} loses sources"
         assert [(s.name, s.dtype) for s in rewritten.outputs()] == [(s.name, s.dtype) for s in signature[1]]
         assert rewritten.inputs() == signature[0]
+    if not changed:
+        return
+    inputs = example_inputs(program, sizes={"batch": 3})
+    expected = evaluate(program.main, inputs)
     assert_close(evaluate(rewritten.main, inputs), expected)
     if target.device == "cpu":
         assert_close(run_ort(rewritten.main, inputs), expected)
