@@ -10,6 +10,7 @@ from .fold_shapes import FoldShapes
 from .merge_views import MergeViews
 from .remove_dead import RemoveDead
 from .remove_noops import RemoveNoops
+from .sink_transposes import SinkTransposes
 
 CLEANUP: tuple[Pass, ...] = (
     RemoveDead(),
@@ -17,6 +18,7 @@ CLEANUP: tuple[Pass, ...] = (
     FoldShapes(),
     FoldConstants(),
     MergeViews(),
+    SinkTransposes(),
     DedupInitializers(),
     EliminateCommon(),
     RemoveDead(),
@@ -32,4 +34,5 @@ __all__ = [
     "MergeViews",
     "RemoveDead",
     "RemoveNoops",
+    "SinkTransposes",
 ]
