@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ..errors import UnsupportedError
 from ..reference import Array
-from .base import Inferred, OpSchema, StaticShapes, dtype_of, integer, number, parameters, shape_of
+from .base import SOFTMAX, Inferred, OpSchema, StaticShapes, dtype_of, integer, number, parameters, shape_of
 
 
 def softmax(scores: Array) -> Array:
@@ -130,8 +130,8 @@ def _flops(inputs: StaticShapes, outputs: StaticShapes, attributes: Mapping[str,
     past = inputs[6] if len(inputs) > 6 else None
     length = (query[1] if key is None else key[2] if len(key) == 4 else key[1]) + (past[2] if past else 0)
     width = query[2] * query[4] if len(query) == 5 else query[2]
-    # two products of 2 * rows * keys * width, and about five operations a score for the softmax
-    return query[0] * query[1] * length * (4.0 * width + 5.0 * int(attributes["num_heads"]))
+    # two products of 2 * rows * keys * width, and the softmax of every head
+    return query[0] * query[1] * length * (4.0 * width + SOFTMAX * int(attributes["num_heads"]))
 
 
 SCHEMAS = (

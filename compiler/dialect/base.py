@@ -15,6 +15,12 @@ MICROSOFT = "com.microsoft"
 Inferred: TypeAlias = "tuple[ir.DataType | None, ir.Shape | None]"
 """dtype and shape of one output; None where nothing is known."""
 
+TRANSCENDENTAL = 8.0
+"""Operations counted for exp, tanh, erf and the like."""
+SOFTMAX = TRANSCENDENTAL + 5.0
+"""Operations counted per score of a softmax: scale, maximum, difference, exp, sum, division."""
+GELU = TRANSCENDENTAL + 2.0
+
 StaticShapes: TypeAlias = "Sequence[tuple[int, ...] | None]"
 Flops: TypeAlias = "Callable[[StaticShapes, StaticShapes, Mapping[str, Any]], float]"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ..reference import Array
-from .base import OpSchema, like_first, number, parameters
+from .base import GELU, OpSchema, StaticShapes, like_first, number, parameters
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -36,11 +38,16 @@ def quick_gelu(x: Array, *, alpha: float) -> tuple[Array]:
     return ((wide / (1 + np.exp(-alpha * wide))).astype(x.dtype),)
 
 
+def _flops(inputs: StaticShapes, outputs: StaticShapes, attributes: Mapping[str, Any]) -> float:
+    bias = len(inputs) > 1 and inputs[1] is not None
+    return (GELU + (1 if bias else 0)) * math.prod(outputs[0] or ())
+
+
+_X, _Y = parameters("X:T"), parameters("Y:T")
+
 SCHEMAS = (
-    OpSchema("Gelu", parameters("X:T"), parameters("Y:T"), like_first, gelu),
-    OpSchema("BiasGelu", parameters("A:T B:T"), parameters("C:T"), like_first, bias_gelu),
-    OpSchema("FastGelu", parameters("X:T bias?:T"), parameters("Y:T"), like_first, fast_gelu),
-    OpSchema(
-        "QuickGelu", parameters("X:T"), parameters("Y:T"), like_first, quick_gelu, {"alpha": number(1.702)}
-    ),
+    OpSchema("Gelu", _X, _Y, like_first, gelu, {}, _flops),
+    OpSchema("BiasGelu", parameters("A:T B:T"), parameters("C:T"), like_first, bias_gelu, {}, _flops),
+    OpSchema("FastGelu", parameters("X:T bias?:T"), _Y, like_first, fast_gelu, {}, _flops),
+    OpSchema("QuickGelu", _X, _Y, like_first, quick_gelu, {"alpha": number(1.702)}, _flops),
 )

@@ -12,7 +12,18 @@ import onnx_ir as ir
 from ..errors import UnsupportedError
 from ..reference import Array
 from .attention import softmax
-from .base import Inferred, OpSchema, StaticShapes, dtype_of, integer, number, parameters, shape_of, text
+from .base import (
+    SOFTMAX,
+    Inferred,
+    OpSchema,
+    StaticShapes,
+    dtype_of,
+    integer,
+    number,
+    parameters,
+    shape_of,
+    text,
+)
 from .rotary import rotate
 
 _UNSUPPORTED = ("k_scale", "v_scale", "q_norm_weight", "k_norm_weight", "query_seqlens")
@@ -139,7 +150,7 @@ def _infer(node: ir.Node) -> Sequence[Inferred]:
 def _flops(inputs: StaticShapes, outputs: StaticShapes, attributes: Mapping[str, Any]) -> float:
     y, present = outputs[0] or (1, 1, 1), outputs[1] if len(outputs) > 1 else None
     length = present[2] if present else y[1]
-    return y[0] * y[1] * length * (4.0 * y[2] + 5.0 * int(attributes["num_heads"]))
+    return y[0] * y[1] * length * (4.0 * y[2] + SOFTMAX * int(attributes["num_heads"]))
 
 
 SCHEMAS = (
