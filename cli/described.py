@@ -21,6 +21,10 @@ class Described(Protocol):
         """The graph of the chosen variant and entry; its weights stay on disk."""
         ...
 
+    def layers(self) -> Mapping[str, str]:
+        """Source layer path → name of the value it computes."""
+        ...
+
     def summary(self) -> dict[str, Any]:
         """Everything ``inspect`` tells, ready for JSON."""
         ...
@@ -62,6 +66,10 @@ class Folder:
 
         model: ir.Model = ir.load(self.folder / self.file)
         return model.graph
+
+    def layers(self) -> Mapping[str, str]:
+        """As the manifest has them."""
+        return self.manifest.layers
 
     def summary(self) -> dict[str, Any]:
         """Manifest facts, sizes in bytes, operators of the source and of the chosen variant."""
@@ -112,6 +120,10 @@ class Model:
     def graph(self) -> ir.Graph:
         """The imported graph."""
         return self.model.graph
+
+    def layers(self) -> Mapping[str, str]:
+        """As the frontend found them."""
+        return self.program.layers
 
     def summary(self) -> dict[str, Any]:
         """The folder's keys; what only a folder has is empty."""

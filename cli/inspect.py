@@ -20,7 +20,7 @@ Source = Annotated[
 ]
 Check = Annotated[bool, typer.Option("--check", help="Compare the hash of every file of the folder.")]
 Node = Annotated[
-    str | None, typer.Option("--node", metavar="NAME", help="Where a node comes from, passes included.")
+    str | None, typer.Option("--node", metavar="NAME", help="Where a node, value or source layer comes from.")
 ]
 Ops = Annotated[
     bool, typer.Option("--ops", help="Count every operator, not just the dozen that changed most.")
@@ -76,17 +76,25 @@ def inspect(
 
 
 def _node(described: Described, name: str) -> ir.Node:
-    """The node called ``name``, or the one that computes a value of that name. Raises: OptionError."""
+    """The node called ``name``, or the one that computes the value or the source layer of that name.
+
+    Raises: OptionError if there is none.
+    """
     from difflib import get_close_matches
 
     from ..compiler.errors import OptionError
 
     nodes = {n.name or "": n for n in described.graph().all_nodes()}
     values = {v.name or "": n for n in nodes.values() for v in n.outputs}
-    if name in nodes or name in values:
-        return nodes.get(name) or values[name]
-    near = get_close_matches(name, [*nodes, *values], n=3) or list(nodes)[:3]
-    raise OptionError("--node", f"no node or value {name!r}", f"try {', '.join(near)}; --ir lists all")
+    layers = {layer: values[value] for layer, value in described.layers().items() if value in values}
+    found = nodes.get(name) or values.get(name) or layers.get(name)
+    if found is not None:
+        return found
+    if name in described.layers():
+        fact = f"layer {name!r} is computed inside a larger operator"
+        raise OptionError("--node", fact, f"--picture out.svg --module {name} shows which")
+    near = get_close_matches(name, [*nodes, *values, *layers], n=3) or list(nodes)[:3]
+    raise OptionError("--node", f"no node, value or layer {name!r}", f"try {', '.join(near)}; --ir lists all")
 
 
 def _explained(node: ir.Node) -> dict[str, Any]:

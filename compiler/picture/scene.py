@@ -228,12 +228,16 @@ def subtitle(found: Sequence[Source], module: str = "") -> str:
     )  # a parent stands for its children
     more = f", +{len(leaves) - 3}" if len(leaves) > 3 else ""
     tail = leaves[0] if len(leaves) == 1 else f"{{{', '.join(leaves[:3])}{more}}}" if leaves else ""
-    return _short(".".join(filter(None, (".".join(common), tail))), 40)
+    return _short(".".join(filter(None, (".".join(common), tail))), 44)
 
 
 def _short(text: str, limit: int) -> str:
-    """The end of a long text: the last parts of a module path say most."""
-    return text if len(text) <= limit else "…" + text[1 - limit :]
+    """The end of a long text: the last parts of a module path say most; cut between parts if one is near."""
+    if len(text) <= limit:
+        return text
+    end = text[1 - limit :]
+    head, dot, rest = end.partition(".")
+    return "…" + (rest if dot and len(head) < limit // 3 else end)
 
 
 def _groups(nodes: Sequence[ir.Node], module: str) -> list[str]:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from miaotui import driver
 from miaotui.cli.app import app
 from onnx import TensorProto, helper, numpy_helper
+from support.command_line import Call
 from typer.testing import CliRunner
 
 
 @pytest.fixture(scope="session")
-def call():
+def call() -> Call:
     """``call("verb", …)`` runs the command line in this process; stdout and stderr apart."""
     runner = CliRunner()
     return lambda *arguments: runner.invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture
-def compile_raises(monkeypatch):
+def compile_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     """Makes ``driver.compile`` raise."""
 
-    def arrange(error):
-        def compile_model(*args, **kwargs):
+    def arrange(error: BaseException) -> None:
+        def compile_model(*args: Any, **kwargs: Any) -> None:
             raise error
 
         monkeypatch.setitem(vars(driver), "compile", compile_model)  # it is loaded on first use
@@ -31,11 +36,11 @@ def compile_raises(monkeypatch):
     return arrange
 
 
-def write_model(path, hidden=16):
+def write_model(path: Path, hidden: int = 16) -> Path:
     """x float32[batch, 8] → MatMul, Add, Relu, MatMul → y float32[batch, 4], opset 17."""
     rng = np.random.default_rng(0)
 
-    def weight(name, *shape):
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
         return numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
 
     nodes = [
@@ -57,13 +62,13 @@ def write_model(path, hidden=16):
 
 
 @pytest.fixture
-def model(tmp_path):
+def model(tmp_path: Path) -> Path:
     """A small ONNX file."""
     return write_model(tmp_path / "tiny.onnx")
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory, call):
+def folder(tmp_path_factory: pytest.TempPathFactory, call: Call) -> Path:
     """The small model compiled once through the command line."""
     place = tmp_path_factory.mktemp("compiled")
     source = write_model(place / "tiny.onnx")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from miaotui import driver
 from miaotui.cli.compile import default_output
 from miaotui.compiler.options import CompileOptions, InputSpec, Target
 from miaotui.compiler.program import DimRange
+from support.command_line import Call
 
 REPORT_KEYS = {
     "schema", "model", "target", "stages", "passes", "ops", "nodes", "error", "latency", "sizes", "notes",
@@ -24,7 +26,7 @@ PASS_KEYS = {"name", "changed", "hits", "declined", "seconds", "reverted"}
 class Compiled:
     """What the driver returns, as far as the command line looks."""
 
-    report: ClassVar = {
+    report: ClassVar[dict[str, Any]] = {
         "schema": 1,
         "model": "m",
         "target": "cpu",
@@ -44,19 +46,27 @@ class Compiled:
         "notes": [],
     }  # fmt: skip
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         pass
 
 
 @pytest.fixture
-def driver_calls(monkeypatch):
+def driver_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Arguments of every ``driver.compile``; it prints on stdout, as libraries do."""
-    calls = []
+    calls: list[Any] = []
 
-    def compile_model(source, options, *, output, inputs, progress, save_ir):
+    def compile_model(
+        source: object,
+        options: CompileOptions,
+        *,
+        output: Path,
+        inputs: Any,
+        progress: Any,
+        save_ir: Path | None,
+    ) -> Compiled:
         print("a library prints this")
         with progress.stage("import"):
             progress.note("a note")
@@ -67,7 +77,7 @@ def driver_calls(monkeypatch):
     return calls
 
 
-def test_defaults_are_those_of_the_options(call, driver_calls):
+def test_defaults_are_those_of_the_options(call: Call, driver_calls: list[Any]) -> None:
     call("compile", "m.onnx")
     [(source, options, output, inputs, save_ir)] = driver_calls
     assert (source, options, output) == ("m.onnx", CompileOptions(), Path("m.miaotui"))
@@ -75,7 +85,7 @@ def test_defaults_are_those_of_the_options(call, driver_calls):
     assert save_ir is None
 
 
-def test_every_option_reaches_the_driver(call, driver_calls, tmp_path):
+def test_every_option_reaches_the_driver(call: Call, driver_calls: list[Any], tmp_path: Path) -> None:
     call(
         "compile", "m.onnx", "-o", "out", "--target", "cuda:sm_90", "--backend", "ort", "--precision", "fp16",
         "-O3", "--enable", "fuse-a", "--enable", "b{k=1}", "--disable", "c", "--input", "x:1x3",
@@ -92,12 +102,12 @@ def test_every_option_reaches_the_driver(call, driver_calls, tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--target", "--device", "--provider"])
-def test_target_has_the_names_other_tools_use(call, driver_calls, flag):
+def test_target_has_the_names_other_tools_use(call: Call, driver_calls: list[Any], flag: str) -> None:
     call("compile", "m.onnx", flag, "CUDAExecutionProvider")
     assert driver_calls[0][1].target == Target("cuda")
 
 
-def test_npz_inputs_are_example_arrays(call, driver_calls, tmp_path):
+def test_npz_inputs_are_example_arrays(call: Call, driver_calls: list[Any], tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.ones((2, 3)))
     call("compile", "m.onnx", "--input", tmp_path / "x.npz", "--input", "y:1x2")
     [(_, options, _, inputs, _)] = driver_calls
@@ -105,35 +115,35 @@ def test_npz_inputs_are_example_arrays(call, driver_calls, tmp_path):
     assert [spec.name for spec in options.inputs] == ["y"]
 
 
-def test_pickled_npz_is_refused(call, driver_calls, tmp_path):
+def test_pickled_npz_is_refused(call: Call, driver_calls: list[Any], tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.array([{}], dtype=object))
     result = call("compile", "m.onnx", "--input", tmp_path / "x.npz")
     assert result.exit_code == 2
     assert not driver_calls
 
 
-def test_json_is_all_there_is_on_stdout(call, driver_calls):
+def test_json_is_all_there_is_on_stdout(call: Call, driver_calls: list[Any]) -> None:
     result = call("compile", "m.onnx", "--format", "json")
     report = json.loads(result.stdout)
     assert set(report) == REPORT_KEYS
     assert "a library prints this" in result.stderr
 
 
-def test_stages_and_notes_go_to_stderr_unless_quiet(call, driver_calls):
+def test_stages_and_notes_go_to_stderr_unless_quiet(call: Call, driver_calls: list[Any]) -> None:
     told = call("compile", "m.onnx").stderr
     assert "import" in told
     assert "note: a note" in told
     assert "import" not in call("compile", "m.onnx", "-q").stderr
 
 
-def test_table_tells_counts_passes_error_latency_and_size(call, driver_calls):
+def test_table_tells_counts_passes_error_latency_and_size(call: Call, driver_calls: list[Any]) -> None:
     table = call("compile", "m.onnx").stdout
     for told in ("MatMul", "fuse-qkv", "reverted: costs time", "2e-07", "torch 2.13.0", "30.0 ms → 20.0 ms",
                  "1.50× [1.40, 1.60]", "2 threads", "88.0 MB", "m.miaotui"):  # fmt: skip
         assert told in table, told
 
 
-def test_why_not_gives_the_reason_per_node(call, driver_calls):
+def test_why_not_gives_the_reason_per_node(call: Call, driver_calls: list[Any]) -> None:
     from miaotui.passes.pipeline import all_passes
 
     name = next(iter(all_passes()))
@@ -141,7 +151,9 @@ def test_why_not_gives_the_reason_per_node(call, driver_calls):
     assert name in told
 
 
-def test_log_file_keeps_stages_and_errors(call, driver_calls, tmp_path, compile_raises):
+def test_log_file_keeps_stages_and_errors(
+    call: Call, driver_calls: list[Any], tmp_path: Path, compile_raises: Callable[[BaseException], None]
+) -> None:
     log = tmp_path / "log.txt"
     call("compile", "m.onnx", "-q", "--log-file", log)
     assert "import: done after" in log.read_text()
@@ -150,13 +162,15 @@ def test_log_file_keeps_stages_and_errors(call, driver_calls, tmp_path, compile_
     assert "Traceback" in log.read_text()
 
 
-def test_default_output_is_the_models_name(tmp_path):
+def test_default_output_is_the_models_name(tmp_path: Path) -> None:
     (tmp_path / "minilm").mkdir()
     assert default_output("a/b/bert.v2.onnx") == Path("bert.v2.miaotui")
     assert default_output(f"{tmp_path}/minilm/") == Path("minilm.miaotui")
 
 
-def test_dry_run_writes_nothing_and_builds_nothing(call, model, tmp_path, monkeypatch):
+def test_dry_run_writes_nothing_and_builds_nothing(
+    call: Call, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     result = call("compile", model, "--dry-run", "--format", "json", "-q")
@@ -169,14 +183,14 @@ def test_dry_run_writes_nothing_and_builds_nothing(call, model, tmp_path, monkey
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_save_ir_writes_the_program_after_each_pass(call, model, tmp_path):
+def test_save_ir_writes_the_program_after_each_pass(call: Call, model: Path, tmp_path: Path) -> None:
     arguments = ("compile", model, "-o", tmp_path / "out", "--save-ir", tmp_path / "ir", "--no-verify", "-q")
     result = call(*arguments)
     assert result.exit_code == 0, result.stderr
     assert list((tmp_path / "ir").glob("*.txt"))
 
 
-def test_real_report_has_the_stable_keys(call, model, tmp_path):
+def test_real_report_has_the_stable_keys(call: Call, model: Path, tmp_path: Path) -> None:
     arguments = ("compile", model, "-o", tmp_path / "out", "--timing", "1", "-t", "1", "--format", "json")
     result = call(*arguments)
     assert result.exit_code == 0, result.stderr
@@ -190,7 +204,7 @@ def test_real_report_has_the_stable_keys(call, model, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\x01garbage", b"PK\x03\x04"])
-def test_broken_model_is_an_error_and_nothing_is_written(call, tmp_path, content):
+def test_broken_model_is_an_error_and_nothing_is_written(call: Call, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)
     result = call("compile", tmp_path / "bad.onnx", "-o", tmp_path / "out", "-q")
     assert result.exit_code == 2

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import miaotui
 import pytest
 from miaotui.compiler.errors import (
     ArtifactError,
+    CompileError,
     InputError,
     InternalError,
     ModelError,
@@ -19,6 +22,7 @@ from miaotui.compiler.errors import (
     UnsupportedError,
     VerificationError,
 )
+from support.command_line import Call
 
 EXIT_CODES = {
     OptionError: 2,
@@ -33,7 +37,9 @@ EXIT_CODES = {
 
 
 @pytest.mark.parametrize(("kind", "code"), EXIT_CODES.items(), ids=lambda p: getattr(p, "__name__", p))
-def test_error_says_place_fact_and_fix_and_exits_by_its_kind(call, compile_raises, kind, code):
+def test_error_says_place_fact_and_fix_and_exits_by_its_kind(
+    call: Call, compile_raises: Callable[[BaseException], None], kind: type[CompileError], code: int
+) -> None:
     compile_raises(kind("a.onnx", "is broken", "mend it"))
     result = call("compile", "a.onnx", "-q")
     assert result.exit_code == code
@@ -41,21 +47,25 @@ def test_error_says_place_fact_and_fix_and_exits_by_its_kind(call, compile_raise
     assert result.stdout == ""
 
 
-def test_every_problem_is_told(call, compile_raises):
+def test_every_problem_is_told(call: Call, compile_raises: Callable[[BaseException], None]) -> None:
     problems = [Problem(f"node {i}", "has no kernel") for i in range(3)]
     compile_raises(UnsupportedError.of(problems))
     lines = call("compile", "a.onnx", "-q").stderr.splitlines()
     assert lines == [f"error: node {i}: has no kernel" for i in range(3)]
 
 
-def test_long_lines_are_not_wrapped_and_brackets_survive(call, compile_raises):
+def test_long_lines_are_not_wrapped_and_brackets_survive(
+    call: Call, compile_raises: Callable[[BaseException], None]
+) -> None:
     fact = "float32[batch, 3] " * 30
     compile_raises(ModelError("a.onnx", fact.strip()))
     assert call("compile", "a.onnx", "-q").stderr == f"error: a.onnx: {fact.strip()}\n"
 
 
 @pytest.mark.parametrize("error", [InternalError("after fuse-qkv: dangling value"), KeyError("x")])
-def test_our_defect_asks_for_a_report_with_the_version(call, compile_raises, error):
+def test_our_defect_asks_for_a_report_with_the_version(
+    call: Call, compile_raises: Callable[[BaseException], None], error: BaseException
+) -> None:
     compile_raises(error)
     result = call("compile", "a.onnx", "-q")
     assert result.exit_code == 70
@@ -65,18 +75,24 @@ def test_our_defect_asks_for_a_report_with_the_version(call, compile_raises, err
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ModelError("a", "b")])
-def test_verbose_shows_the_traceback(call, compile_raises, error):
+def test_verbose_shows_the_traceback(
+    call: Call, compile_raises: Callable[[BaseException], None], error: BaseException
+) -> None:
     compile_raises(error)
     assert "Traceback" in call("compile", "a.onnx", "-q", "-v").stderr
 
 
-def test_interrupt_exits_as_a_shell_expects(call, compile_raises):
+def test_interrupt_exits_as_a_shell_expects(
+    call: Call, compile_raises: Callable[[BaseException], None]
+) -> None:
     compile_raises(KeyboardInterrupt())
     result = call("compile", "a.onnx", "-q")
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
 
-def test_file_that_cannot_be_written_is_the_users_business(call, compile_raises):
+def test_file_that_cannot_be_written_is_the_users_business(
+    call: Call, compile_raises: Callable[[BaseException], None]
+) -> None:
     compile_raises(PermissionError(13, "Permission denied", "/out"))
     result = call("compile", "a.onnx", "-q")
     assert (result.exit_code, result.stderr) == (2, "error: /out: permission denied\n")
@@ -93,7 +109,7 @@ def test_file_that_cannot_be_written_is_the_users_business(call, compile_raises)
         ("no-such-verb",),
     ],
 )
-def test_usage_errors_exit_2(call, arguments):
+def test_usage_errors_exit_2(call: Call, arguments: tuple[str, ...]) -> None:
     assert call(*arguments).exit_code == 2
 
 
@@ -113,24 +129,28 @@ def test_usage_errors_exit_2(call, arguments):
         ("--input", "missing.npz", "missing.npz"),
     ],
 )
-def test_bad_option_values_exit_2_and_name_the_option(call, model, tmp_path, flag, value, told):
+def test_bad_option_values_exit_2_and_name_the_option(
+    call: Call, model: Path, tmp_path: Path, flag: str, value: str, told: str
+) -> None:
     result = call("compile", model, "-o", tmp_path / "out", "-q", flag, value)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {told}")
     assert not (tmp_path / "out").exists()
 
 
-def test_version(call):
+def test_version(call: Call) -> None:
     assert call("--version").stdout == f"miaotui {miaotui.__version__}\n"
 
 
-def test_reader_that_leaves_early_is_no_error():
+def test_reader_that_leaves_early_is_no_error() -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "miaotui", "passes", "--format", "json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert child.stdout is not None
+    assert child.stderr is not None
     child.stdout.close()
     told = child.stderr.read()
     child.wait(timeout=60)
@@ -138,7 +158,7 @@ def test_reader_that_leaves_early_is_no_error():
     assert told == ""
 
 
-def test_console_script_compile_is_the_verb(tmp_path):
+def test_console_script_compile_is_the_verb(tmp_path: Path) -> None:
     run = [sys.executable, "-c", "from miaotui.cli.app import compile_main; compile_main()"]
     result = subprocess.run([*run, str(tmp_path / "no.onnx")], capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
@@ -146,7 +166,7 @@ def test_console_script_compile_is_the_verb(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_help_loads_no_framework():
+def test_help_loads_no_framework() -> None:
     code = (
         "import sys; from miaotui.cli import app\n"
         "loaded = {'torch', 'onnx', 'onnx_ir', 'numpy', 'onnxruntime', 'networkx'} & sys.modules.keys()\n"
