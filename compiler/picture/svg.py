@@ -93,7 +93,9 @@ class _Drawing:
         box, labels = self.scene.boxes[number], self.said.get(number, [])
         text = max(text_width(box.title, TITLE) * BOLD, text_width(box.subtitle, SMALL)) + 26
         spoken = [text_width(label, SMALL) + 18 for label in labels if label]
-        ports = 0.0 if len(labels) < 2 else sum(spoken) if len(spoken) > 1 else 34.0 * len(labels)
+        ports = (
+            0.0 if len(labels) < 2 else len(labels) * max(spoken) if len(spoken) > 1 else 34.0 * len(labels)
+        )
         return max(64.0, text, ports)
 
     def _extent(self, number: int) -> Extent:
