@@ -101,6 +101,8 @@ class Planner:
             return f"nobody describes the types of {node.domain}.{node.op_type}"
         if self._from_integers(node):
             return "computed from integers: positions or a mask"
+        if node.op_type == "Clip" and _feeds_casts_to_half(node):
+            return "guards the way into float16"
         if node.domain == "" and node.op_type in _FP32 | _LARGE:
             return f"{node.op_type} needs float32's range"
         return (
@@ -263,6 +265,13 @@ def _floats(node: ir.Node) -> Iterator[ir.Value]:
 
 def _has_float32(node: ir.Node) -> bool:
     return next(_floats(node), None) is not None
+
+
+def _feeds_casts_to_half(node: ir.Node) -> bool:
+    users = [user for user, _ in node.outputs[0].uses()]
+    return bool(users) and all(
+        u.op_type == "Cast" and u.outputs[0].dtype == ir.DataType.FLOAT16 for u in users
+    )
 
 
 def _reads_half(node: ir.Node) -> bool:
