@@ -29,11 +29,18 @@ class Dimensions:
         return replace(self, axes=axes)
 
 
-def choose(names: Sequence[str], tensors: Sequence[Any], options: CompileOptions) -> Dimensions:
+def choose(
+    names: Sequence[str],
+    tensors: Sequence[Any],
+    options: CompileOptions,
+    known: Sequence[dict[int, str]] | None = None,
+) -> Dimensions:
     """Dynamic dimensions for the inputs ``names``, and ``tensors`` resized so that none of these has size 1.
 
     An ``--input`` spec fixes or names every dimension of its input. Other inputs get ``batch`` for
-    dimension 0 and, if they hold ids, ``sequence`` for dimension 1. ``--dim`` bounds a name.
+    dimension 0 and, if they hold ids, ``sequence`` for dimension 1, or what is ``known`` of them. ``--dim``
+    bounds a name.
+
     Raises: OptionError, InputError listing what does not fit together.
     """
     specs = {spec.name: spec for spec in options.inputs}
@@ -46,7 +53,7 @@ def choose(names: Sequence[str], tensors: Sequence[Any], options: CompileOptions
         raise OptionError.of(unknown)
     axes: list[dict[int, str]] = []
     asked: set[str] = set()
-    defaults = conventional(names, tensors)
+    defaults = conventional(names, tensors) if known is None else known
     for name, tensor, default in zip(names, tensors, defaults, strict=True):
         spec = specs.get(name)
         if spec is None:

@@ -34,6 +34,15 @@ def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], dims:
         _rename_symbols(model, dims)
 
 
+def name_weights(model: ir.Model, names: Mapping[int, str]) -> None:
+    """Name initializers by the address of their data."""
+    for value in list(model.graph.initializers.values()):
+        raw: Any = getattr(value.const_value, "raw", None)
+        name = names.get(raw.data_ptr()) if hasattr(raw, "data_ptr") else None
+        if name is not None and name not in model.graph.initializers:
+            value.name = name
+
+
 def _separate_outputs(graph: ir.Graph) -> None:
     """An Identity for every output that is also an input, a constant or another output."""
     seen: set[int] = set()
@@ -68,28 +77,41 @@ def _renamed(
     return None if dim.value is None else pattern.sub(lambda match: dims[match[1]], dim.value)
 
 
-def view_transposed_weights(model: ir.Model) -> None:
-    """Replace ``Transpose(weight)`` by a transposed view of the torch parameter: no copy is made.
+def view_weights(model: ir.Model) -> None:
+    """Replace ``Transpose`` and ``Reshape`` of a weight by a view of the torch parameter: no copy is made.
 
-    A weight that is also read as it is (tied embeddings) keeps its Transpose: it would be stored twice.
+    A weight that is also read as it is (tied embeddings) keeps its node: it would be stored twice.
     """
     for node in list(model.graph):
-        weight = node.inputs[0] if node.op_type == "Transpose" and node.inputs else None
+        weight = node.inputs[0] if node.op_type in ("Transpose", "Reshape") and node.inputs else None
         tensor: Any = None if weight is None else weight.const_value
         if weight is None or not weight.is_initializer() or not hasattr(tensor, "raw"):
             continue
-        raw = tensor.raw
-        if len(weight.uses()) > 1 or node.outputs[0].is_graph_output() or not hasattr(raw, "permute"):
+        if len(weight.uses()) > 1 or node.outputs[0].is_graph_output():
             continue
-        perm = node.attributes.get("perm")
-        order = list(perm.as_ints()) if perm is not None else list(range(raw.dim()))[::-1]
-        value = ir.Value(name=f"{weight.name}.T", type=ir.TensorType(tensor.dtype))
-        value.const_value = type(tensor)(raw.detach().permute(order), name=value.name)
-        value.shape = ir.Shape([raw.shape[axis] for axis in order])
+        raw, suffix = _view(node, tensor.raw)
+        if raw is None:
+            continue
+        value = ir.Value(name=f"{weight.name}.{suffix}", type=ir.TensorType(tensor.dtype))
+        value.const_value = type(tensor)(raw, name=value.name)
+        value.shape = ir.Shape(list(raw.shape))
         model.graph.register_initializer(value)
         node.outputs[0].replace_all_uses_with(value)
         model.graph.remove(node, safe=True)
         model.graph.initializers.pop(str(weight.name))
+
+
+def _view(node: ir.Node, raw: Any) -> tuple[Any, str]:
+    if not hasattr(raw, "permute"):
+        return None, ""
+    if node.op_type == "Transpose":
+        perm = node.attributes.get("perm")
+        order = list(perm.as_ints()) if perm is not None else list(range(raw.dim()))[::-1]
+        return raw.detach().permute(order), "T"
+    shape = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
+    if shape is None or 0 in shape.numpy() or not raw.is_contiguous():
+        return None, ""
+    return raw.detach().view(shape.numpy().tolist()), "view"
 
 
 def simplify(model: ir.Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...compiler.errors import require
@@ -13,7 +13,7 @@ from ..onnx.normalize import program_from_model
 from .capture import capture
 from .dimensions import choose
 from .examples import arguments_of
-from .graph import rename, simplify, view_transposed_weights
+from .graph import name_weights, rename, simplify, view_weights
 from .origins import complete_sources, module_outputs, set_torch_sources
 from .reference import TorchReference, device_of
 from .translate import translate
@@ -58,15 +58,22 @@ def program_from_exported(
     symbols: dict[str, str],
     dims: dict[str, DimRange],
     framework: str,
+    table: Mapping[Any, Any] | None = None,
+    weights: Mapping[int, str] | None = None,
 ) -> Program:
-    """The Program of an exported program; ``symbols`` names torch's dimension symbols."""
-    model, decomposed = translate(exported, name)
+    """The Program of an exported program.
+
+    ``symbols`` names torch's dimension symbols, ``table`` adds operator translations, ``weights`` names
+    tensors by address that torch only numbers.
+    """
+    model, decomposed = translate(exported, name, table)
+    name_weights(model, weights or {})
     by_name = {value.name: value for node in model.graph for value in node.outputs}
     layers = {path: by_name[n] for path, n in module_outputs(decomposed).items() if n in by_name}
     rename(model, inputs, outputs, symbols)
     names = {path: str(value.name) for path, value in layers.items()}
     set_torch_sources(model, framework)
-    view_transposed_weights(model)
+    view_weights(model)
     simplify(model)
     complete_sources(model)
     program = program_from_model(model, framework=framework, name=name, dims=dims)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 import onnx_ir as ir
@@ -13,8 +14,10 @@ from ...compiler.program import OPSET
 from .capture import quiet
 from .translations import translations
 
+_FRONTENDS = str(Path(__file__).parents[1])
 
-def translate(exported: Any, name: str) -> tuple[ir.Model, Any]:
+
+def translate(exported: Any, name: str, more: Mapping[Any, Any] | None = None) -> tuple[ir.Model, Any]:
     """The ONNX model of ``exported`` (weights shared with it) and the decomposed program it was made from.
 
     Raises: UnsupportedError listing every operator without a translation, with counts and source lines.
@@ -22,7 +25,7 @@ def translate(exported: Any, name: str) -> tuple[ir.Model, Any]:
     import torch
 
     _refuse_mutation(exported, name)
-    table = translations()
+    table = {**translations(), **(more or {})}
     # no_grad as while capturing: with gradients torch picks other attention kernels, whose strides differ
     with quiet(), torch.no_grad():
         try:
@@ -79,12 +82,16 @@ def unsupported_ops(exported: Any, table: dict[Any, Any]) -> list[Problem]:
 
 
 def source_line(stack_trace: str) -> str:
-    """``file:line`` of the innermost frame outside torch in a torch stack trace."""
+    """``file:line`` of the innermost frame of the model's own code in a torch stack trace."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', stack_trace)
-    file, line = next((f for f in reversed(frames) if "torch" not in PurePath(f[0]).parts), ("", ""))
+    file, line = next((f for f in reversed(frames) if _is_model_code(f[0])), ("", ""))
     if not file:
         return ""
     return f"{PurePath(file).name}:{line}"
+
+
+def _is_model_code(file: str) -> bool:
+    return not file.startswith(_FRONTENDS) and not {"torch", "keras"} & set(PurePath(file).parts)
 
 
 def _refuse_mutation(exported: Any, name: str) -> None:
