@@ -7,6 +7,7 @@ from pathlib import Path
 from onnx_ir.passes.common import NameFixPass
 
 from ...compiler.options import CompileOptions
+from ...compiler.program import Program
 from ..base import Import
 from .layers import set_node_sources
 from .normalize import inline_functions, program_from_model, sort_graphs
@@ -23,8 +24,12 @@ def import_onnx(path: str | Path, options: CompileOptions | None = None) -> Impo
     Raises: ModelError for a file that is no sound model, UnsupportedError for operators nobody knows,
     InputError and OptionError for shapes and dimensions that contradict the model.
     """
-    options = CompileOptions() if options is None else options
-    path = Path(path)
+    path, options = Path(path), CompileOptions() if options is None else options
+    program = _program(path, options)
+    return Import(program, OnnxReference(path, program, again=lambda: _program(path, options)))
+
+
+def _program(path: Path, options: CompileOptions) -> Program:
     model = read_model(path)
     place = str(path)
     sort_graphs(model, place)
@@ -39,7 +44,7 @@ def import_onnx(path: str | Path, options: CompileOptions | None = None) -> Impo
     program = program_from_model(model, name=path.stem, dims=dims)
     check_shapes(program.main, place)
     program.source["path"] = str(path)
-    return Import(program, OnnxReference(path, program))
+    return program
 
 
 __all__ = ["import_onnx", "program_from_model"]

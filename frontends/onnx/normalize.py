@@ -12,7 +12,7 @@ from ...compiler.ir.check_structure import find_cycle
 from ...compiler.ir.shapes import infer_shapes
 from ...compiler.program import Call, DimRange, Program
 from .layers import layers_of, set_node_sources
-from .opset import raise_opset
+from .opset import needs_ranks, raise_opset
 from .signature import name_input_dims
 
 IR_VERSION = 10
@@ -49,7 +49,7 @@ def program_from_model(
     program = Program({"main": model}, call=_call(model.graph), source={"framework": framework})
     if name:
         program.source["model"] = name
-    if _needs_ranks(model):
+    if needs_ranks(model):
         infer_shapes(program)
     note = raise_opset(model)
     if note:
@@ -106,10 +106,6 @@ def inline_functions(model: ir.Model, place: str) -> None:
             place, f"a function can't be inlined: {error}", "inline it before export"
         ) from error
     model.functions.clear()
-
-
-def _needs_ranks(model: ir.Model) -> bool:
-    return model.opset_imports.get("", 0) < 13
 
 
 def _dim_ranges(graph: ir.Graph, given: Mapping[str, DimRange]) -> dict[str, DimRange]:

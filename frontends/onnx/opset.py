@@ -28,6 +28,22 @@ STUCK = frozenset({
 })  # fmt: skip
 """Operators whose opset-22 version only adds bfloat16, and has no kernel in ONNX Runtime: stop at 21."""
 
+MAY_BLOCK = frozenset({"BatchNormalization", "Dropout", "Resize", "Upsample", *LEGACY})
+"""Operators with an adapter that may give up."""
+
+NEED_RANKS = frozenset({"Hardmax", "LogSoftmax", "Softmax", *LEGACY})
+"""Operators with an adapter that asks for ranks."""
+
+
+def needs_ranks(model: ir.Model) -> bool:
+    """Whether raising ``model`` would be better or possible only with shapes that are not recorded yet."""
+    return model.opset_imports.get("", OPSET) < 13 and any(
+        value is not None and value.shape is None
+        for node in _nodes(model)
+        if node.op_type in NEED_RANKS
+        for value in node.inputs
+    )
+
 
 def raise_opset(model: ir.Model, target: int = OPSET) -> str:
     """Bring every default-domain node of ``model`` to opset ``target`` in place; why, if it stays lower.
@@ -43,7 +59,9 @@ def raise_opset(model: ir.Model, target: int = OPSET) -> str:
     newest = max([current, *(version for _, version in work)])
     stuck = sorted({node.op_type for node, _ in work if node.op_type in STUCK}) if newest < 22 else []
     target = max(21 if stuck else target, newest)
-    raised = model.clone() if any(_steps(node, version, target) for node, version in work) else model
+    # adapters edit in place: where one may be blocked, the model must stay whole
+    atomic = any(node.op_type in MAY_BLOCK and _steps(node, version, target) for node, version in work)
+    raised = model.clone() if atomic else model
     reasons = _adapt(raised, current, target)
     if reasons:
         if any(version != current for _, version in work):
