@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
-import numpy as np
-
+from . import golden
 from .atomic import recover
 from .errors import ArtifactError, Problem
 from .manifest import FORMAT, Certificate, Entry, FileRecord, Manifest, PassRecord, Variant
-from .reference import Array, Arrays
+from .reference import Arrays
 
 __all__ = [
     "Artifact",
@@ -66,7 +65,8 @@ class Artifact:
                 return self.manifest
             raise ArtifactError.of(problems)
         models = {file for variant in self.manifest.variants.values() for file in variant.entries.values()}
-        for name in sorted(models | ({WEIGHTS} & self.manifest.files.keys())):
+        others = {WEIGHTS, *(GOLDEN.format(entry=entry) for entry in self.manifest.entries)}
+        for name in sorted(models | (others & self.manifest.files.keys())):
             try:
                 self._files[name] = (self.folder / name).open("rb")
             except OSError as error:
@@ -90,7 +90,7 @@ class Artifact:
         """The weight file as it was when the folder was opened; None if all tensors are in the models."""
         return self._files.get(WEIGHTS)
 
-    def golden(self, entry: str = "main") -> tuple[Arrays, Arrays] | None:
+    def golden(self, entry: str = "main") -> tuple[Arrays, dict[str, Any]] | None:
         """Inputs and the source framework's outputs that were kept for ``entry``; None if there are none.
 
         Raises: ArtifactError if the file is damaged.
@@ -98,18 +98,10 @@ class Artifact:
         name = GOLDEN.format(entry=entry)
         if name not in self.manifest.files:
             return None
-        path = self.folder / name
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
+            return golden.loads(self.read(name), self.manifest.entries[entry].inputs)
         except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged data
-            raise ArtifactError(str(path), f"can't be read: {error}", AGAIN) from error
-        dtypes = {spec.name: spec.dtype.numpy() for spec in self.manifest.entries[entry].inputs}
-        inputs = {
-            k[7:]: _restored(v, dtypes.get(k[7:])) for k, v in arrays.items() if k.startswith("inputs/")
-        }
-        outputs = {k[8:]: _restored(v, None) for k, v in arrays.items() if k.startswith("outputs/")}
-        return inputs, outputs
+            raise ArtifactError(str(self.folder / name), f"can't be read: {error}", AGAIN) from error
 
     def close(self) -> None:
         """Close the files."""
@@ -197,10 +189,3 @@ def _size_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
         if size != expected.size:
             fact = f"has {size} bytes, not the {expected.size} that were written"
             yield Problem(str(folder / name), fact, AGAIN)
-
-
-def _restored(array: Array, dtype: np.dtype[np.generic] | None) -> Array:
-    """The inverse of how a draft stores arrays: text as objects, inputs in their signature's dtype."""
-    if array.dtype.kind == "U":
-        return array.astype(object)
-    return array if dtype is None else array.astype(dtype, copy=False)

@@ -10,15 +10,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
-
+from . import golden
 from .artifact import AGAIN, GOLDEN, MANIFEST, WEIGHTS, Artifact, is_executable, record_file, walk_files
 from .atomic import replace_folder, temporary_sibling
 from .errors import ArtifactError
 from .manifest import FileRecord, Manifest
-from .reference import Array
 from .weights import WeightStore
 
 
@@ -61,15 +59,12 @@ class Draft:
         with _writing(self.folder):
             shutil.copyfile(source, self.path / name)
 
-    def golden(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], entry: str = "main") -> None:
+    def golden(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], entry: str = "main") -> None:
         """Keep ``inputs`` and the source framework's ``outputs``, to verify without the framework."""
-        arrays = {f"inputs/{k}": _storable(v) for k, v in inputs.items()}
-        arrays |= {f"outputs/{k}": _storable(v) for k, v in outputs.items()}
         path = self.path / GOLDEN.format(entry=entry)
         with _writing(self.folder):
             path.parent.mkdir(exist_ok=True)
-            with path.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
+            path.write_bytes(golden.dumps(inputs, outputs))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file such as ``report.json``."""
@@ -126,13 +121,6 @@ def _refuse_foreign(folder: Path) -> None:
         raise ArtifactError(
             str(folder), "exists and is no executable folder", "name another, or remove it yourself"
         )
-
-
-def _storable(array: Array) -> Array:
-    """``array`` in a dtype that .npz files know: text as unicode, bfloat16 and smaller floats as float32."""
-    if array.dtype == object:
-        return array.astype(np.str_)
-    return array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
 
 
 def copy(artifact: Artifact, folder: Path | str) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import math
 import types
 from dataclasses import MISSING, fields, is_dataclass
@@ -114,7 +115,8 @@ def _read_scalar(kind: type[object], data: object, place: str) -> object:
         and (isinstance(data, int) or data in ("nan", "inf", "-inf"))
         and not isinstance(data, bool)
     ):
-        return float(cast("str", data))
+        with contextlib.suppress(OverflowError):
+            return float(cast("str", data))
     if type(data) is not kind:  # bool is an int to isinstance
         _refuse(data, kind.__name__, place)
     return data

@@ -18,6 +18,7 @@ from ..compiler.manifest import Entry
 from ..compiler.options import Target
 from ..compiler.program import DimRange, TensorSpec
 from ..compiler.reference import Arrays
+from .conditions import cores
 from .device import described, is_foreign, on_gpu, run_device, run_values
 from .messages import translated
 from .taps import tapped
@@ -54,8 +55,8 @@ class Model:
 class OnnxRuntimeRunner:
     """One session over a built model. ``run`` may be called from several threads.
 
-    ``threads``: intra-op threads; None takes the cores this process may use. ``taps``: names of inner
-    values to give as outputs too; those that do not exist are left out.
+    ``threads``: intra-op threads; None takes the physical cores this process may use. ``taps``: inner
+    values, by name, to give as outputs too; those that do not exist are left out.
     Raises: ToolError if onnxruntime or the target's provider is missing, UnsupportedError for operators
     without a kernel, CompileError for whatever else ONNX Runtime refuses.
     """
@@ -65,7 +66,7 @@ class OnnxRuntimeRunner:
         self._ort = ort
         self.inputs: Sequence[TensorSpec] = model.signature.inputs
         self.outputs: Sequence[TensorSpec] = model.signature.outputs
-        self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        self.threads = cores() if threads is None else threads
         self._dims = model.dims
         self._place = model.place
         data = tapped(model.data, taps) if taps else model.data

@@ -14,13 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from miaotui.compiler import draft as draft_module
+from miaotui.compiler import golden
 from miaotui.compiler.artifact import Artifact, check, is_executable
 from miaotui.compiler.atomic import recover
 from miaotui.compiler.draft import Draft, copy
 from miaotui.compiler.errors import ArtifactError
 from miaotui.compiler.manifest import Certificate, Manifest, is_inside
+from miaotui.compiler.program import TensorSpec
 from support.folders import mlp, run_mlp, write_folder
 
 
@@ -228,6 +231,7 @@ def test_without_exchange_a_kill_between_two_renames_is_mended(
 WRITER = """
 import sys
 from pathlib import Path
+from miaotui.compiler.program import TensorSpec
 from support.folders import mlp, write_folder
 programs = [mlp(width=256, seed=s) for s in range(2)]
 for p in programs: p.layers.clear()
@@ -290,3 +294,15 @@ def _dead_process() -> int:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     return process.pid
+
+
+def test_golden_data_keeps_every_kind_of_value(tmp_path: Path) -> None:
+    bfloat16 = ir.DataType.BFLOAT16
+    specs = (TensorSpec("words", ir.DataType.STRING, (2,)), TensorSpec("b", bfloat16, (2,)))
+    inputs = {"words": np.array(["a", "ü"], object), "b": np.array([1.5, -2], bfloat16.numpy())}
+    outputs = {"sequence": [np.zeros(2), np.ones(3)], "a/b.c": np.array(["x"], object), "n": np.array(np.nan)}
+    found, expected = golden.loads(golden.dumps(inputs, outputs), specs)
+    assert found["words"].tolist() == ["a", "ü"] and found["words"].dtype == object
+    assert found["b"].dtype == bfloat16.numpy() and found["b"].tolist() == [1.5, -2]
+    assert [a.tolist() for a in expected["sequence"]] == [[0, 0], [1, 1, 1]]
+    assert expected["a/b.c"].tolist() == ["x"] and np.isnan(expected["n"])
