@@ -45,10 +45,11 @@ def find_culprit(
     tolerance: float,
     is_good: Callable[[Built], bool],
     without: frozenset[str] = frozenset(),
-) -> Culprit:
+) -> Culprit | None:
     """Bisect the optional passes that fired by prefix, then compare values on both sides of the culprit.
 
     Any subset of optional passes gives a complete program, so each prefix can be built: log2(n) builds.
+    None if the result of the whole pipeline is good.
     """
     passes = recipe.lower(without).fired()
 
@@ -58,8 +59,10 @@ def find_culprit(
 
     low, high = 0, len(passes)
     bad = built(high)
-    good = built(low)
-    if not is_good(good[1]):
+    if is_good(bad[1]):
+        return None
+    good = built(low) if passes else bad
+    if not passes or not is_good(good[1]):
         return Culprit(IMPORT)
     while high - low > 1:
         middle = (low + high) // 2
@@ -68,7 +71,7 @@ def find_culprit(
             low, good = middle, probe
         else:
             high, bad = middle, probe
-    return _first_difference(passes[high - 1] if passes else IMPORT, good, bad, inputs, tolerance)
+    return _first_difference(passes[high - 1], good, bad, inputs, tolerance)
 
 
 def _first_difference(

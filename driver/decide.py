@@ -73,7 +73,7 @@ class Judge:
                 lambda built: self._prove(built).ok,
                 without,
             )
-            if culprit.pass_name == IMPORT:
+            if culprit is None or culprit.pass_name == IMPORT:
                 facts = "; ".join(str(item) for item in proof.found if not item.ok)
                 fact = f"differs from {self.evidence.reference} without any optional pass: {facts}"
                 raise VerificationError("verify", fact, "raise --budget if this error is acceptable")

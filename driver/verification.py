@@ -60,12 +60,14 @@ def verify(
         return Check(found)
     if SOURCE not in executable.manifest.variants:
         return Check(found, why="the source variant was not kept: compile with --keep-source to bisect")
-    return Check(found, _bisected(executable, reference, inputs, found.tolerance))
+    culprit = _bisected(executable, reference, inputs, found.tolerance)
+    why = "" if culprit else "the pipeline gives a right result now: compile the model again"
+    return Check(found, culprit, why)
 
 
 def _bisected(
     executable: Executable, reference: object, inputs: Mapping[str, Any] | None, tolerance: float
-) -> Culprit:
+) -> Culprit | None:
     """Run the pipeline that made the executable again, on the source variant."""
     options = recorded_options(executable)
     with Artifact(executable.folder) as artifact, tempfile.TemporaryDirectory() as scratch:

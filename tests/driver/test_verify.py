@@ -56,3 +56,12 @@ def test_without_the_source_variant_it_says_why_it_cannot_bisect(classifier: Pat
     with compile_model(classifier, options, output=tmp_path / "out.miaotui", passes=passes) as executable:
         found = driver.verify(executable, tolerance=1e-4)
     assert not found.ok and found.culprit is None and "--keep-source" in found.why
+
+
+def test_no_pass_is_blamed_when_the_pipeline_is_right_now(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = [*pipeline(LENIENT), BreakRelu()]
+    with compile_model(classifier, LENIENT, output=tmp_path / "out.miaotui", passes=passes) as executable:
+        found = driver.verify(executable, tolerance=1e-4)
+    assert not found.ok and found.culprit is None and "compile the model again" in found.why
