@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from ..program import OPSET
+from ..program import OPSET, Dim, dim_of
 from .base import Inferred
 
 if TYPE_CHECKING:
@@ -47,11 +48,25 @@ def infer_standard(
     types = onnx.shape_inference.infer_node_outputs(
         schema,
         node,
-        {str(v.name): ir.serde.serialize_value(v).type for v in present},
+        {str(v.name): _type_proto(v) for v in present},
         {str(v.name): tensor for v in present if (tensor := data(v)) is not None},
         opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in opsets.items()],
     )
     return [_inferred(types.get(name)) for name in node.output]
+
+
+def _type_proto(value: ir.Value) -> onnx.TypeProto:
+    if not isinstance(value.type, ir.TensorType):
+        return ir.serde.serialize_value(value).type
+    dims = None if value.shape is None else tuple(map(dim_of, value.shape))
+    return _tensor_type(int(value.type.dtype), dims)
+
+
+@lru_cache(1 << 12)
+def _tensor_type(dtype: int, dims: tuple[Dim, ...] | None) -> onnx.TypeProto:
+    import onnx
+
+    return onnx.helper.make_tensor_type_proto(dtype, dims)
 
 
 def _inferred(proto: onnx.TypeProto | None) -> Inferred:

@@ -50,11 +50,11 @@ def _standard(node: ir.Node, opsets: Mapping[str, int]) -> Iterator[Problem]:
 
 def _small(value: ir.Value) -> onnx.TensorProto | None:
     tensor = constant_tensor(value)
-    if tensor is None or tensor.size > _SMALL or tensor.dtype not in _READ:
+    if tensor is None or tensor.dtype not in _READ or tensor.size > _SMALL:
         return None
-    return ir.serde.serialize_tensor(
-        ir.tensor(tensor.numpy())
-    )  # a copy, as inference can't read external data
+    from onnx.numpy_helper import from_array
+
+    return from_array(tensor.numpy())  # whole, as inference can't read external data
 
 
 def _compare(node: ir.Node, inferred: Sequence[dialect.Inferred]) -> Iterator[Problem]:

@@ -31,13 +31,15 @@ def check(program: Program, steps: Iterable[Pass], target: Target) -> None:
     context = PassContext(target)
     signature = (program.inputs(), program.outputs())
     rewritten = program.clone()
-    changed = 0
+    changed, before = 0, print_program(rewritten)
     for step in steps:
-        before = print_program(rewritten)
         result = step.run(rewritten, context)
         changed += result.changed
         after = print_program(rewritten)
         assert bool(result.changed) == (before != after), f"{step.name} reports {result.changed} changes"
+        before = after
+        if not result.changed:
+            continue
         verify(rewritten, after=step.name)
         assert all(sources(node) for node in rewritten.main.graph.all_nodes()), f"{step.name} loses sources"
         assert [(s.name, s.dtype) for s in rewritten.outputs()] == [(s.name, s.dtype) for s in signature[1]]
