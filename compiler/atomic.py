@@ -34,9 +34,7 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     exchange two folders in one step, the name may be free between two renames; ``recover`` mends that.
     """
     _sync(temporary)
-    if not folder.exists():
-        temporary.rename(folder)
-    elif not _exchange(temporary, folder):
+    if not _rename(temporary, folder) and not _exchange(temporary, folder):
         aside = _name(folder, "old")
         folder.rename(aside)
         temporary.rename(folder)
@@ -44,6 +42,17 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     _sync_folder(folder.parent)
     if temporary.exists():
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(temporary: Path, folder: Path) -> bool:
+    """Rename to a name that is free or an empty folder's; False if it is another's."""
+    try:
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def recover(folder: Path) -> None:

@@ -148,6 +148,7 @@ class Executable:
             candidates = [self._candidate(name, name, threads)]
             if (other := self._opponent(against, name, stack)) is not None:
                 label = other[1] if other[0] is self else f"{other[0].folder.name} ({other[1]})"
+                label = f"{label} (again)" if label == name else label
                 candidates.append(other[0]._candidate(label, other[1], threads))
             return bench(
                 candidates,

@@ -18,7 +18,8 @@ def to_numpy(value: object, dtype: ir.DataType) -> Array:
     Raises: TypeError or ValueError if it can't be one.
     """
     if isinstance(value, (np.ndarray, np.generic)):
-        return np.asarray(value)
+        array = np.asarray(value)
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     if is_torch(value):
         return _from_torch(value)
     if hasattr(value, "__array__"):

@@ -264,6 +264,19 @@ def test_killed_writer_leaves_a_whole_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
+def test_writers_may_race_for_one_name(tmp_path: Path) -> None:
+    folder = tmp_path / "m.miaotui"
+    command = [sys.executable, "-c", WRITER.replace("while True", "for _ in range(8)"), str(folder)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    writers = [
+        subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    assert [writer.communicate()[1] for writer in writers] == [b"", b"", b""]
+    check(folder)
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
 def test_reader_during_replacement_sees_one_writing(tmp_path: Path) -> None:
     folder = tmp_path / "m.miaotui"
     tests = Path(__file__).parents[1]

@@ -146,6 +146,12 @@ def test_bench_takes_sizes_and_opponents(executable: Executable, tmp_path: Path,
         other.run({"x": X})  # an Executable that was given stays open
 
 
+def test_bench_against_itself_measures_the_noise(executable: Executable) -> None:
+    found = executable.bench(executable, runs=6, threads=1)
+    assert [c.name for c in found.candidates] == ["cpu-ort", "cpu-ort (again)"]
+    assert found.speedup is not None and 0.5 < found.speedup.ratio < 2
+
+
 def test_bench_with_several_threads_settles_between_candidates(executable: Executable) -> None:
     found = executable.bench(runs=5, threads=2, seconds=2)
     assert found.speedup is not None

@@ -78,6 +78,7 @@ def test_result_equals_numpy_for_every_kind_of_tensor(artifact: Artifact) -> Non
             x,
             wide[:, ::2],
             np.asfortranarray(x),
+            x.astype(">f4"),
             torch.from_numpy(x).requires_grad_(),
             x.tolist(),
             Dlpack(x),
