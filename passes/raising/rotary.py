@@ -42,9 +42,7 @@ class RaiseRotary(RaisingPass):
             if None in caches:
                 decline("cos and sin are not [batch or 1, 1, sequence, size]: heads are not on axis 1")
             if any(halve(c, interleaved, None) is None for c in caches if c is not None):
-                decline(
-                    "cos and sin are not a table repeated " + ("pairwise" if interleaved else "in two halves")
-                )
+                decline(f"cos and sin are not repeated {'pairwise' if interleaved else 'in two halves'}")
             region.close(node.outputs[0])
             halves = [_batched(halve(c, interleaved, at), at) for c in caches if c is not None]
             heads = size(x, 1)
@@ -118,15 +116,19 @@ def _without_heads(cache: ir.Value) -> ir.Value | None:
         return cache
     node = made_by(cache, "Unsqueeze")
     source = node.inputs[0] if node is not None else None
-    if count != 4 or size(cache, 1) != 1 or source is None or rank(source) not in (2, 3):
+    if count != 4 or size(cache, 1) != 1:
         return None
+    if source is None or rank(source) not in (2, 3):
+        return cache
     if rank(source) == 2:
-        return source if size(cache, 0) == 1 else None
+        return source if list(cache.shape or ()) == [1, 1, *(source.shape or ())] else cache
     kept = [d for axis, d in enumerate(cache.shape or ()) if axis != 1]
-    return source if list(source.shape or ()) == kept else None
+    return source if list(source.shape or ()) == kept else cache
 
 
 def _batched(cache: ir.Value | None, at: Rewriter) -> ir.Value | None:
     if cache is None or rank(cache) == 3:
         return cache
+    if rank(cache) == 4:
+        return at.op("Squeeze", cache, at.const(np.array([1], np.int64), "heads_axis"))
     return at.op("Unsqueeze", cache, at.const(np.array([0], np.int64), "batch_axis"))
