@@ -13,9 +13,9 @@ from .layers import set_node_sources
 from .normalize import inline_functions, program_from_model, sort_graphs
 from .operators import check_operators
 from .read import read_model
-from .recorded import check_shapes, settle_shapes
+from .recorded import check_shapes, check_types, settle_shapes
 from .reference import OnnxReference
-from .signature import apply_inputs, dim_ranges, name_input_dims
+from .signature import apply_inputs, dim_ranges, name_dims
 
 
 def import_onnx(path: str | Path, options: CompileOptions | None = None) -> Import:
@@ -38,11 +38,12 @@ def _program(path: Path, options: CompileOptions) -> Program:
     NameFixPass()(model)
     check_operators(model, place)
     apply_inputs(model, options.inputs, place)
-    name_input_dims(model.graph)
+    name_dims(model)
     dims = dim_ranges(model, options.dims)
     settle_shapes(model)
     program = program_from_model(model, name=path.stem, dims=dims)
     check_shapes(program.main, place)
+    check_types(program.main, place)
     program.source["path"] = str(path)
     return program
 

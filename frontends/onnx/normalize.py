@@ -13,7 +13,7 @@ from ...compiler.ir.shapes import infer_shapes
 from ...compiler.program import Call, DimRange, Program
 from .layers import layers_of, set_node_sources
 from .opset import needs_ranks, raise_opset
-from .signature import name_input_dims
+from .signature import input_symbols, name_dims
 
 IR_VERSION = 10
 """The least IR version written: the first that every field of opset 23 fits in."""
@@ -45,7 +45,7 @@ def program_from_model(
     set_node_sources(model, framework)
     inline_functions(model, place)
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
-    name_input_dims(model.graph)
+    name_dims(model)
     program = Program({"main": model}, call=_call(model.graph), source={"framework": framework})
     if name:
         program.source["model"] = name
@@ -57,7 +57,7 @@ def program_from_model(
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     NameFixPass()(model)
     infer_shapes(program)
-    program.dims = _dim_ranges(model.graph, dims or {})
+    program.dims = {name: (dims or {}).get(name, DimRange()) for name in input_symbols(model.graph)}
     program.layers = layers_of(model)
     return program
 
@@ -106,16 +106,6 @@ def inline_functions(model: ir.Model, place: str) -> None:
             place, f"a function can't be inlined: {error}", "inline it before export"
         ) from error
     model.functions.clear()
-
-
-def _dim_ranges(graph: ir.Graph, given: Mapping[str, DimRange]) -> dict[str, DimRange]:
-    symbols = [
-        str(dim.value)
-        for value in graph.inputs
-        for dim in (value.shape or ())
-        if isinstance(dim, ir.SymbolicDim) and dim.value is not None
-    ]
-    return {symbol: given.get(symbol, DimRange()) for symbol in dict.fromkeys(symbols)}
 
 
 def _call(graph: ir.Graph) -> Call:

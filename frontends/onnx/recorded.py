@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 from ...compiler.errors import ModelError, Problem
@@ -9,6 +11,9 @@ from ...compiler.ir.check_shapes import inference_problems
 from ...compiler.ir.shapes import infer_model_shapes
 from ...compiler.ir.signatures import signature
 from ...compiler.program import dim_of
+
+MAX_INPUT = 2**31
+"""Elements an input may have: no tensor of more is ever fed, and examples of it have to be made."""
 
 
 def settle_shapes(model: ir.Model) -> None:
@@ -55,3 +60,28 @@ def check_shapes(model: ir.Model, place: str) -> None:
     found = [Problem(f"{place}: {p.place}", p.fact, p.fix or fix) for p in inference_problems(model)]
     if found:
         raise ModelError.of(found)
+
+
+def check_types(model: ir.Model, place: str) -> None:
+    """Refuse a model whose signature can't be met.
+
+    Raises: ModelError with every input and output without dtype, and every input too large to be made.
+    """
+    found = []
+    for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        for value in values:
+            where = f"{place}: {kind} {value.name!r}"
+            if value.dtype is None or value.dtype == ir.DataType.UNDEFINED:
+                fact = "has no dtype, and none can be inferred"
+                found.append(Problem(where, fact, "declare its type in the model"))
+            elif (
+                kind == "input" and math.prod(d for d in value.shape or () if isinstance(d, int)) > MAX_INPUT
+            ):
+                fact = f"declares {value.shape}, more than {MAX_INPUT:,} elements"
+                found.append(Problem(where, fact, "declare the sizes that it is used with"))
+    if found:
+        raise ModelError.of(found)
+
+
+def _elements(value: ir.Value) -> int:
+    return math.prod(dim for dim in value.shape or () if isinstance(dim, int))

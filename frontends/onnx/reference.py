@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...compiler.errors import ToolError, require
+from ...compiler.errors import MiaotuiError, ModelError, ToolError, require
 from ...compiler.program import Program
 from ...compiler.reference import Array, Arrays
 
@@ -40,17 +40,35 @@ class OnnxReference:
     def run(self, inputs: Mapping[str, Array]) -> Arrays:
         """Outputs of the original model, by name."""
         if (stand_in := self._open()) is not None:
-            return _evaluate(stand_in, inputs)
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+            return self._evaluate(stand_in, inputs)
+        return self._run(self._session, self._outputs, inputs)
 
     def layers(self, inputs: Mapping[str, Array]) -> Arrays:
         """Values of ``Program.layers`` by layer path, read from a copy of the model with more outputs."""
         if (stand_in := self._open()) is not None:
-            values = _evaluate(stand_in, inputs, list(dict.fromkeys(self._layers.values())))
+            values = self._evaluate(stand_in, inputs, list(dict.fromkeys(self._layers.values())))
         else:
             session, names = self._tapped()
-            values = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            values = self._run(session, names, inputs)
         return {path: values[name] for path, name in self._layers.items() if name in values}
+
+    def _run(self, session: Any, names: list[str], inputs: Mapping[str, Array]) -> Arrays:
+        try:
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        except Exception as error:  # onnxruntime raises its own types, by the reason of failure
+            fact = f"fails in plain onnxruntime: {(str(error).splitlines() or ['?'])[0]}"
+            raise ModelError(str(self.path), fact, "mend the model, or give inputs that it takes") from error
+
+    def _evaluate(self, program: Program, inputs: Mapping[str, Array], taps: Sequence[str] = ()) -> Arrays:
+        from ...compiler.ir.evaluate import evaluate
+
+        try:
+            return evaluate(program.main, dict(inputs), taps=taps)
+        except MiaotuiError:
+            raise
+        except Exception as error:  # the reference implementations trip as they may
+            fact = f"fails in {self.name.split(' (')[0]}: {error or type(error).__name__}"
+            raise ModelError(str(self.path), fact, "mend the model, or give inputs that it takes") from error
 
     def _open(self) -> Program | None:
         """Open the session once; the program that stands in for it if there can be none."""
@@ -88,16 +106,10 @@ def _version() -> str:
     return ""
 
 
-def _evaluate(program: Program, inputs: Mapping[str, Array], taps: Sequence[str] = ()) -> Arrays:
-    from ...compiler.ir.evaluate import evaluate
-
-    return evaluate(program.main, dict(inputs), taps=taps)
-
-
 def _session(model: str | bytes, external: Mapping[str, Array] | None = None) -> Any:
     ort = require("onnxruntime", extra="cpu")
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     if external:
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in external.values()]
         options.add_external_initializers(list(external), values)

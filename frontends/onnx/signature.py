@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -68,16 +69,34 @@ def _merge(value: ir.Value, spec: InputSpec) -> None:
     value.shape = ir.Shape([old if isinstance(old, int) or new is None else new for old, new in pairs])
 
 
-def substitute(model: ir.Model, sizes: dict[str, Dim]) -> None:
+def substitute(model: ir.Model, sizes: Mapping[str, Dim]) -> None:
     """Replace dimension symbols by sizes or other symbols, in every shape of the model."""
     if not sizes:
         return
+    for value in _values(model):
+        if value.shape is not None and any(isinstance(d, ir.SymbolicDim) for d in value.shape):
+            value.shape = ir.Shape([_substituted(dim_of(d), sizes) for d in value.shape])
+
+
+def _substituted(dim: Dim, sizes: Mapping[str, Dim]) -> Dim:
+    if not isinstance(dim, str):
+        return dim
+    if dim in sizes:
+        return sizes[dim]
+    if dim.isidentifier():
+        return dim
+    text = re.sub(r"[A-Za-z_]\w*", lambda name: str(sizes.get(name[0], name[0])), dim)
+    if text == dim or ir.SymbolicDim(text).free_symbols():
+        return text
+    size = ir.SymbolicDim(text).evaluate({})
+    return size if isinstance(size, int) else text
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
     for graph in model.graphs():
-        for value in (*graph.inputs, *(out for node in graph for out in node.outputs)):
-            if value.shape is None:
-                continue
-            new = [sizes.get(str(dim_of(d)), d) if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
-            value.shape = ir.Shape(new)
+        yield from graph.inputs
+        for node in graph:
+            yield from node.outputs
 
 
 def dim_ranges(model: ir.Model, dims: tuple[tuple[str, DimRange], ...]) -> dict[str, DimRange]:
@@ -85,8 +104,7 @@ def dim_ranges(model: ir.Model, dims: tuple[tuple[str, DimRange], ...]) -> dict[
 
     Raises: OptionError with every name that no input dimension has.
     """
-    symbols = list(dict.fromkeys(dim_of(d) for v in model.graph.inputs for d in v.shape or ()))
-    known = [symbol for symbol in symbols if isinstance(symbol, str)]
+    known = input_symbols(model.graph)
     offered = f"it has {', '.join(known)}" if known else "all its dimensions are fixed"
     found = [
         Problem(f"--dim {name}", "no input has a dimension of this name", offered)
@@ -101,12 +119,45 @@ def dim_ranges(model: ir.Model, dims: tuple[tuple[str, DimRange], ...]) -> dict[
     return {name: given for name, given in dims if name not in fixed}
 
 
-def name_input_dims(graph: ir.Graph) -> None:
-    """Give every unnamed size of an input tensor a name, ``x_dim0``, so that it can have a range."""
-    for value in graph.inputs:
+def input_symbols(graph: ir.Graph) -> list[str]:
+    """The named dimensions of the inputs, those of expressions (``past + sequence``) included."""
+    names: list[str] = []
+    for dim in (dim_of(d) for value in graph.inputs for d in value.shape or ()):
+        if isinstance(dim, str):
+            names += [dim] if dim.isidentifier() else sorted(ir.SymbolicDim(dim).free_symbols())
+    return list(dict.fromkeys(names))
+
+
+def name_dims(model: ir.Model) -> None:
+    """Give every unnamed size of an input tensor a name, ``x_dim0``, so that it can have a range.
+
+    A negative size stands for an unnamed one, as some exporters write it. A symbol that is neither a name nor
+    an expression of names (``batch size``) becomes a name.
+    """
+    for value in model.graph.inputs:
         if value.shape is None or isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
             continue
-        stem = re.sub(r"\W", "_", value.name or "input")
-        stem = stem if stem.isidentifier() else f"input_{stem}"
+        stem = _identifier(value.name or "input")
         sizes = enumerate(map(dim_of, value.shape))
-        value.shape = ir.Shape([f"{stem}_dim{axis}" if dim is None else dim for axis, dim in sizes])
+        value.shape = ir.Shape([f"{stem}_dim{axis}" if _is_open(dim) else dim for axis, dim in sizes])
+    symbols = {dim_of(d) for value in _values(model) for d in value.shape or ()}
+    substitute(model, {s: _identifier(s) for s in symbols if isinstance(s, str) and not _is_expression(s)})
+
+
+def _is_open(dim: Dim) -> bool:
+    return dim is None or (isinstance(dim, int) and dim < 0)
+
+
+def _is_expression(symbol: str) -> bool:
+    if symbol.isidentifier():
+        return True
+    try:
+        ir.SymbolicDim(symbol).free_symbols()
+    except Exception:  # the parser has no error type of its own
+        return False
+    return True
+
+
+def _identifier(text: str) -> str:
+    name = re.sub(r"\W", "_", text)
+    return name if name.isidentifier() else f"dim_{name}"

@@ -211,6 +211,13 @@ class TestOperators:
         (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
         assert str(import_onnx(tmp_path / "m.onnx").program.outputs()[0]) == "y: float32[n, 3]"
 
+    def test_inputs_without_a_dtype_or_of_impossible_size(self, tmp_path: Path) -> None:
+        proto = model([node("Relu", ["x"], ["y"])])
+        proto.graph.input[0].ClearField("type")
+        assert "input 'x': has no dtype" in refused_model(proto, tmp_path)
+        proto = model([node("Relu", ["x"], ["y"])], shape=[2**40, 2**20])
+        assert "input 'x': declares [1099511627776,1048576]" in refused_model(proto, tmp_path)
+
 
 class TestTensors:
     @pytest.mark.parametrize("dims", [[10**12], [2**62, 4], [-3], [2**32, 2**32], [1], []])

@@ -137,6 +137,26 @@ def test_a_range_of_one_size_and_an_input_spec_fix_a_dimension_everywhere(tmp_pa
     assert [s.shape for s in renamed.inputs()] == [("rows", 3), ("rows", 1)]
 
 
+def test_odd_dimensions_become_names_and_expressions_follow_their_symbols(tmp_path: Path) -> None:
+    proto = model(
+        [node("Concat", ["x", "z"], ["y"], axis=1), node("Relu", ["m"], ["n"])],
+        [tensor("x", FLOAT, ["batch size", -1]), tensor("z", FLOAT, ["batch size", "seq"]),
+         tensor("m", FLOAT, ["seq + past"])],
+        [tensor("y"), tensor("n", FLOAT, ["seq + past"])],
+    )  # fmt: skip
+    program = load(proto, tmp_path).program
+    assert [s.shape for s in program.inputs()] == [
+        ("batch_size", "x_dim1"),
+        ("batch_size", "seq"),
+        ("seq + past",),
+    ]
+    assert set(program.dims) == {"batch_size", "x_dim1", "seq", "past"}
+    one = load(proto, tmp_path, dims=(("seq", DimRange(1, 1)),)).program
+    assert one.inputs()[2].shape == ("1 + past",)
+    both = load(proto, tmp_path, dims=(("seq", DimRange(1, 1)), ("past", DimRange(7, 7)))).program
+    assert both.inputs()[2].shape == both.outputs()[1].shape == (8,)
+
+
 def test_names_of_inputs_and_outputs_are_kept_exactly(tmp_path: Path) -> None:
     proto = model(
         [node("Relu", ["in put:0"], ["mid"], name="n"), node("Abs", ["mid"], ["out/put:0"], name="n")],
