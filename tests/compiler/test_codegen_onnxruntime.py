@@ -109,7 +109,7 @@ def test_tensors_of_subgraphs_lie_outside_too(tmp_path: Path) -> None:
     "dtype", [np.float16, np.int8, np.uint8, np.int64, np.bool_, ml_dtypes.bfloat16, ml_dtypes.int4]
 )
 def test_every_dtype_reads_back_through_the_session(tmp_path: Path, dtype: type) -> None:
-    values = np.random.default_rng(0).integers(0, 2, (64, 64)).astype(dtype)
+    values: np.ndarray = np.random.default_rng(0).integers(0, 2, (64, 64)).astype(dtype)
     made = program(
         helper.make_graph(
             [helper.make_node("Cast", ["w"], ["f"], to=1), helper.make_node("Mul", ["f", "x"], ["y"])],

@@ -119,7 +119,7 @@ def test_language_metrics_equal_scipy_like_definitions() -> None:
 
     def softmax(x: np.ndarray) -> np.ndarray:
         e = np.exp(x.astype(np.float64))
-        return e / e.sum(-1, keepdims=True)
+        return np.asarray(e / e.sum(-1, keepdims=True))
 
     p, q = softmax(b), softmax(a)
     kl = (p * np.log(p / q)).sum(-1)

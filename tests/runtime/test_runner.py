@@ -114,7 +114,7 @@ def test_torch_tensors_run_where_they_lie(artifact: Artifact) -> None:
     "dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.float16, np.bool_, np.uint8]
 )
 def test_every_dtype_goes_in_and_out(dtype: type) -> None:
-    x = np.random.default_rng(0).integers(0, 2, (2, 3)).astype(dtype)
+    x: np.ndarray = np.random.default_rng(0).integers(0, 2, (2, 3)).astype(dtype)
     with identity(ir.tensor(x).dtype) as runner:
         y = runner.run({"x": x})["y"]
     assert y.dtype == x.dtype
