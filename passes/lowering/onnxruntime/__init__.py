@@ -8,6 +8,7 @@ from .causal import BuiltInMask
 from .linear import LinearToGemm
 from .residual import KeepLayerNorm
 from .rotary import LegalizeRotary
+from .skip_norm import FuseSkipNorm
 
 LOWER_CPU: tuple[Pass, ...] = (
     BuiltInMask(),
@@ -21,14 +22,22 @@ flat projections beats com.microsoft MultiHeadAttention and GroupQueryAttention 
 LayerNormalization beat SkipLayerNormalization 6.5 times, Add and RMSNormalization beat
 SkipSimplifiedLayerNormalization 2 times, so none of those is emitted."""
 
-LOWER_CUDA: tuple[Pass, ...] = (BuiltInMask(), FlattenAttention(), LegalizeRotary())
-"""For the CUDA provider."""
+LOWER_CUDA: tuple[Pass, ...] = (
+    BuiltInMask(),
+    FlattenAttention(),
+    LegalizeRotary(),
+    FuseSkipNorm(),
+)
+"""For the CUDA provider. Attention keeps its standard form, for which the provider chooses flash,
+memory-efficient or plain kernels (a built-in mask leaves it the choice). SkipLayerNormalization and
+SkipSimplifiedLayerNormalization save launches; ONNX Runtime merges Gelu with bias, Sigmoid with Mul itself."""
 
 __all__ = [
     "LOWER_CPU",
     "LOWER_CUDA",
     "BuiltInMask",
     "FlattenAttention",
+    "FuseSkipNorm",
     "KeepLayerNorm",
     "LegalizeRotary",
     "LinearToGemm",
