@@ -67,6 +67,10 @@ def build_stubs(wheel: Path, stubs: Path) -> None:
                 libraries[library][symbol] = _BODIES.get(symbol, _SUCCESS) % symbol
                 if version:
                     versioned.add(library)
+        for symbol in re.findall(
+            rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes()
+        ):  # found by dlsym at run time
+            libraries["libcudnn.so.9"].setdefault(symbol.decode(), _SUCCESS % symbol.decode())
     stubs.mkdir(parents=True, exist_ok=True)
     for library, functions in libraries.items():
         source = stubs / f"{library}.c"
