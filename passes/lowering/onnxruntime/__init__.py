@@ -30,7 +30,7 @@ LOWER_CUDA: tuple[Pass, ...] = (
 )
 """For the CUDA provider. Attention keeps its standard form, for which the provider chooses flash,
 memory-efficient or plain kernels (a built-in mask leaves it the choice). SkipLayerNormalization and
-SkipSimplifiedLayerNormalization save launches; ONNX Runtime merges Gelu with bias, Sigmoid with Mul itself."""
+SkipSimplifiedLayerNormalization save launches; ONNX Runtime merges bias with Gelu, Sigmoid with Mul."""
 
 __all__ = [
     "LOWER_CPU",
