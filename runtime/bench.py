@@ -80,7 +80,7 @@ def bench(
 ) -> BenchResult:
     """Time ``candidates`` on the same ``inputs``; the last is the baseline of the others' speedup.
 
-    ``seconds`` bounds the time, but five rounds of calls are always made, or two of openings.
+    ``seconds`` bounds the time, but six rounds of calls are always made, or two of openings.
     ``together``: keep all sessions open and interleave single calls; else one session is in memory at a
     time and whole passes are interleaved. None: together if they fit in half of the free memory.
     Raises: InputError if the inputs don't fit a candidate.

@@ -19,8 +19,7 @@ SETTLE = 0.04
 """Seconds of rest before each candidate that has several threads: ONNX Runtime's workers spin that long."""
 
 _BLOCK = 0.005  # seconds
-_FEWEST = 5  # rounds
-_NEIGHBOURS = 3  # rounds
+_FEWEST = 6  # rounds: the sign test says nothing with less
 _NEGLIGIBLE = 0.01  # of the logarithm of a ratio
 
 
@@ -67,23 +66,30 @@ class Timings:
         """Statistics of one candidate over all rounds."""
         return Latency.of([seconds for block in self.rounds[name] for seconds in block])
 
-    def speedup(self, name: str, baseline: str, seed: int = 0) -> Speedup:
-        """How many times faster ``name`` is than ``baseline``: median over rounds of the ratio of medians.
+    def speedup(self, name: str, baseline: str) -> Speedup:
+        """How many times faster ``name`` is than ``baseline``: median over rounds of their best calls' ratio.
 
-        Drift of the machine cancels out within a round. The interval is a bootstrap over runs of
-        neighbouring rounds, since disturbances outlast a round; ``faster`` and ``slower`` are said only
-        when it excludes 1 and the difference is worth a word (1 %).
+        Drift of the machine cancels out within a round, and the best call of a block is the one that other
+        processes disturbed least. The interval is the sign test's, which assumes nothing about the noise.
+        ``faster`` and ``slower`` are said only when it excludes 1 and the difference is worth a word (1 %).
         """
         pairs = zip(self.rounds[baseline], self.rounds[name], strict=True)
-        logs = np.array([math.log(statistics.median(b) / statistics.median(c)) for b, c in pairs])
-        starts = np.random.default_rng(seed).integers(len(logs), size=(4000, -(-len(logs) // _NEIGHBOURS), 1))
-        picks = ((starts + np.arange(_NEIGHBOURS)) % len(logs)).reshape(4000, -1)[:, : len(logs)]
-        low, high = (float(q) for q in np.quantile(np.median(logs[picks], axis=1), [0.025, 0.975]))
-        middle = float(np.median(logs))
+        logs = sorted(math.log(min(b) / min(c)) for b, c in pairs)
+        skipped = _outside(len(logs))
+        low, middle, high = logs[skipped], statistics.median(logs), logs[-1 - skipped]
         verdict: Verdict = "inconclusive"
         if len(logs) >= _FEWEST and (low > 0 or high < 0) and abs(middle) > _NEGLIGIBLE:
             verdict = "faster" if low > 0 else "slower"
         return Speedup(math.exp(middle), math.exp(low), math.exp(high), verdict)
+
+
+def _outside(count: int) -> int:
+    """How many of ``count`` sorted values lie below the median's 95 % interval: a binomial quantile."""
+    skipped, tail = 0, 1 / 2**count
+    while tail + math.comb(count, skipped + 1) / 2**count <= 0.025:
+        skipped += 1
+        tail += math.comb(count, skipped) / 2**count
+    return skipped
 
 
 def interleave(
@@ -95,7 +101,7 @@ def interleave(
 ) -> Timings:
     """Time every candidate ``runs`` times or more, in rounds of short blocks whose order alternates.
 
-    ``seconds`` bounds the whole measurement, warm-up included, but five rounds are always made.
+    ``seconds`` bounds the whole measurement, warm-up included, but six rounds are always made.
     ``settle``: seconds of rest before each block. The garbage collector is off meanwhile.
     """
     end = math.inf if seconds is None else time.perf_counter() + seconds

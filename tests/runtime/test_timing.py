@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 
@@ -95,7 +96,7 @@ def test_seconds_bound_the_measurement() -> None:
     start = time.perf_counter()
     timings = interleave({"a": busy(0.01), "b": busy(0.01)}, runs=10_000, seconds=0.5)
     assert time.perf_counter() - start < 1.5
-    assert timings.latency("a").runs >= 5
+    assert timings.latency("a").runs >= 6
 
 
 def test_warm_up_goes_on_while_calls_get_faster() -> None:
@@ -118,3 +119,23 @@ def test_an_error_in_a_candidate_turns_collection_on_again() -> None:
     with pytest.raises(RuntimeError):
         interleave({"a": fail})
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(("count", "skipped"), [(6, 0), (9, 1), (20, 5), (50, 17), (1, 0)])
+def test_interval_is_that_of_the_sign_test(count: int, skipped: int) -> None:
+    """Ranks from the tables of the binomial distribution: with 20 values, the 6th and the 15th."""
+    values = [math.exp(i) for i in range(count)]
+    timings = Timings({"a": tuple((1.0,) for _ in values), "b": tuple((v,) for v in values)})
+    found = timings.speedup("a", "b")
+    assert found.low == pytest.approx(values[skipped])
+    assert found.high == pytest.approx(values[-1 - skipped])
+
+
+def test_disturbed_calls_do_not_hide_the_difference() -> None:
+    rng = np.random.default_rng(0)
+
+    def disturbed(center: float) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(center * (1 + rng.exponential(2.0, 4) * (rng.random(4) < 0.5))) for _ in range(20))
+
+    found = Timings({"a": disturbed(1.0), "b": disturbed(1.1)}).speedup("a", "b")
+    assert found.verdict == "faster" and found.ratio == pytest.approx(1.1, rel=0.02)
