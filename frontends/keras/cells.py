@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from ..pytorch.operator import Cell
 
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (0, 1, 2), "RNN": (0,)}
 """Keras's gate for each of ONNX's: LSTM i f c o → i o f c; GRU z r h as it is."""
@@ -12,25 +13,6 @@ ACTIVATIONS = {
     "tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "hard_sigmoid": "HardSigmoid", "linear": "Affine",
     "softsign": "Softsign", "softplus": "Softplus", "elu": "Elu",
 }  # fmt: skip
-ALPHA = {"HardSigmoid": 1 / 6, "Affine": 1.0, "Elu": 1.0}
-BETA = {"HardSigmoid": 0.5, "Affine": 0.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One cell as ONNX has it; with G = gates * units: w [1, G, inputs], r [1, G, units], b [1, 2 * G]."""
-
-    name: str
-    kind: str
-    w: Any
-    r: Any
-    b: Any
-    activations: tuple[str, ...]
-    linear_before_reset: bool = False
-
-    def tensors(self) -> dict[str, Any]:
-        """The weights by their ONNX names."""
-        return {"W": self.w, "R": self.r, "B": self.b}
 
 
 def cell_problem(cell: Any) -> str:

@@ -18,7 +18,6 @@ from ..pytorch.trees import Arguments
 from .backend import require_keras
 from .files import read_keras
 from .layers import traced_calls, write_module_stacks
-from .operator import recurrent_translations
 from .recurrent import prepare_cells, recurrent_operators
 from .reference import KerasReference
 from .signature import Signature, signature_of
@@ -52,7 +51,7 @@ def import_keras(source: Any, options: CompileOptions, inputs: object = None) ->
     weights = {v.value.data_ptr(): v.path for v in model.variables} | prepared.names()
     program = program_from_exported(
         captured.exported, place, arguments.names, outputs, captured.symbols, captured.dims, "keras",
-        table=recurrent_translations(), weights=weights,
+        weights=weights,
     )  # fmt: skip
     program.call = Call({"inputs": signature.tree()}, captured.result(outputs), "keras")
     program.source |= {"framework": f"keras {keras.__version__}", "model": place}

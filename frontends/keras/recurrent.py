@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...compiler.errors import Problem, UnsupportedError
-from .cells import Cell, cell_problem, prepare
-from .operator import recurrent
+from ..pytorch.operator import Cell, recurrent
+from .cells import cell_problem, prepare
 
 
 @dataclass(slots=True)

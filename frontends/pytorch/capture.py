@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from ...compiler.errors import CompileError, UnsupportedError
+from ...compiler.errors import CompileError, Problem, UnsupportedError
 from ...compiler.program import DimRange
 from .dimensions import Dimensions
 from .reasons import explain
@@ -55,7 +56,8 @@ def quiet() -> Iterator[None]:
         for log in [logging.getLogger(name)]
     ]
     levels = [log.level for log in loggers]
-    with warnings.catch_warnings():
+    sink = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
         warnings.simplefilter("ignore")
         for log in loggers:
             log.setLevel(logging.CRITICAL)
@@ -77,6 +79,7 @@ def capture(module: Any, arguments: Arguments, dimensions: Dimensions, name: str
     with evaluation(module), quiet():
         exported, note = _export(flat, arguments, dimensions, name)
     symbols, dims = _named(exported, dimensions)
+    _require_asked(exported, dimensions, arguments, name)
     if kept["outputs"] == 0:
         raise UnsupportedError(name, "the module returns no tensor", "return the tensors to compute")
     lost = dict.fromkeys(d for one in dimensions.axes for d in one.values() if d not in dims)
@@ -106,38 +109,31 @@ def _flat(module: Any, arguments: Arguments, kept: dict[str, Any]) -> Any:
 
 
 def _export(flat: Any, arguments: Arguments, dimensions: Dimensions, name: str) -> tuple[Any, str]:
-    """Try automatic dimensions first, to learn which the module allows; then name those that must agree."""
+    """Dimensions that were asked for are named, so that they must export; others are dynamic if they can be.
+
+    Two inputs whose automatic sizes torch tells apart may still share a name: then nothing relates them.
+    """
     if not any(dimensions.axes):
         return _torch_export(flat, dimensions.tensors, None, name, arguments), ""
     if dimensions.asked:
-        return _torch_export(flat, dimensions.tensors, _specs(dimensions, {}), name, arguments), ""
+        return _torch_export(flat, dimensions.tensors, _specs(dimensions, named=True), name, arguments), ""
     try:
-        automatic = _torch_export(flat, dimensions.tensors, _specs(dimensions, None), name, arguments)
+        return _torch_export(flat, dimensions.tensors, _specs(dimensions, named=False), name, arguments), ""
     except UnsupportedError as error:
         exported = _torch_export(flat, dimensions.tensors, None, name, arguments)
         return exported, f"all sizes static: {error.problems[0].fact}"
-    symbols = _symbols(automatic, dimensions)
-    if all(len({s for s in found if s is not None}) < 2 for found in symbols.values()):
-        return automatic, ""
-    free = {d: range_of(automatic, found) for d, found in symbols.items() if None not in found}
-    axes = tuple({axis: d for axis, d in one.items() if d in free} for one in dimensions.axes)
-    named = Dimensions(axes, free, dimensions.asked, dimensions.tensors)
-    try:
-        return _torch_export(flat, dimensions.tensors, _specs(named, free), name, arguments), ""
-    except UnsupportedError:
-        return automatic, ""
 
 
-def _specs(dimensions: Dimensions, learned: dict[str, DimRange] | None) -> Any:
-    """torch's ``dynamic_shapes``: named dimensions, or automatic ones where nothing is ``learned`` yet."""
+def _specs(dimensions: Dimensions, *, named: bool) -> Any:
+    """torch's ``dynamic_shapes``: one ``Dim`` for each name, or an automatic one for every axis."""
     from torch.export import Dim
 
     made: dict[str, Any] = {}
     for axis_names in dimensions.axes:
         for dim in axis_names.values():
-            bounds = dimensions.ranges.get(dim) or (learned or {}).get(dim) or DimRange()
-            named = learned is not None
-            made.setdefault(dim, Dim(dim, min=bounds.minimum, max=bounds.maximum) if named else Dim.AUTO)
+            bounds = dimensions.ranges.get(dim, DimRange())
+            bounded = named and dim in dimensions.ranges
+            made.setdefault(dim, Dim(dim, min=bounds.minimum, max=bounds.maximum) if bounded else Dim.AUTO)
     return {
         "tensors": tuple({axis: made[dim] for axis, dim in one.items()} or None for one in dimensions.axes)
     }
@@ -174,6 +170,19 @@ def range_of(exported: Any, symbols: list[str | None]) -> DimRange:
             low = max(low, lower if lower > 2 else 1)
             high = upper if high is None else high if upper is None else min(high, upper)
     return DimRange(low, None if high is None or high >= 2**31 else high)
+
+
+def _require_asked(exported: Any, dimensions: Dimensions, arguments: Arguments, name: str) -> None:
+    """Raise UnsupportedError for every axis that was asked to vary and that the module fixes."""
+    sizes = {dim: iter(found) for dim, found in _symbols(exported, dimensions).items()}
+    problems = []
+    for leaf, tensor, one in zip(arguments.names, dimensions.tensors, dimensions.axes, strict=True):
+        for axis, dim in one.items():
+            if next(sizes[dim]) is None and dim in dimensions.asked:
+                fact = f"dimension {dim} of input {leaf} is fixed at {tensor.shape[axis]} by the module"
+                problems.append(Problem(name, fact, "give the size in --input, or let it default"))
+    if problems:
+        raise UnsupportedError.of(problems)
 
 
 def _named(exported: Any, dimensions: Dimensions) -> tuple[dict[str, str], dict[str, DimRange]]:

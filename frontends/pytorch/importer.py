@@ -15,6 +15,7 @@ from .dimensions import choose
 from .examples import arguments_of
 from .graph import name_weights, rename, simplify, view_weights
 from .origins import complete_sources, module_outputs, set_torch_sources
+from .recurrent import prepare_layers, recurrent_operators, weight_names
 from .reference import TorchReference, device_of
 from .translate import translate
 from .trees import to_numpy
@@ -37,10 +38,19 @@ def import_module(
     device = device_of(module)
     examples = {n: to_numpy(t) for n, t in zip(arguments.names, arguments.tensors, strict=True)}
     dimensions = choose(arguments.names, [t.to(device) for t in arguments.tensors], options)
-    captured = capture(module, arguments, dimensions, name)
+    prepared = prepare_layers(module)
+    with recurrent_operators(prepared):
+        captured = capture(module, arguments, dimensions, name)
     outputs = distinct(captured.output_names, arguments.names)
     program = program_from_exported(
-        captured.exported, name, arguments.names, outputs, captured.symbols, captured.dims, framework
+        captured.exported,
+        name,
+        arguments.names,
+        outputs,
+        captured.symbols,
+        captured.dims,
+        framework,
+        weight_names(prepared),
     )
     program.call = Call(arguments.parameters(arguments.names), captured.result(outputs), "torch")
     program.source |= {"framework": f"torch {torch.__version__.partition('+')[0]}", "model": name}
@@ -58,15 +68,13 @@ def program_from_exported(
     symbols: dict[str, str],
     dims: dict[str, DimRange],
     framework: str,
-    table: Mapping[Any, Any] | None = None,
     weights: Mapping[int, str] | None = None,
 ) -> Program:
     """The Program of an exported program.
 
-    ``symbols`` names torch's dimension symbols, ``table`` adds operator translations, ``weights`` names
-    tensors by address that torch only numbers.
+    ``symbols`` names torch's dimension symbols, ``weights`` tensors by address that torch only numbers.
     """
-    model, decomposed = translate(exported, name, table)
+    model, decomposed = translate(exported, name)
     name_weights(model, weights or {})
     by_name = {value.name: value for node in model.graph for value in node.outputs}
     layers = {path: by_name[n] for path, n in module_outputs(decomposed).items() if n in by_name}

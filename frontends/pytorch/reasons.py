@@ -43,4 +43,12 @@ def _dim_option(dim: str, value: str) -> str:
 
 def _sentence(text: str) -> str:
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    first = (
+        first.partition(". If you're using")[0]
+        .replace("You marked", "you asked for")
+        .replace(
+            " as dynamic but your code specialized it to be a constant",
+            " to be dynamic, but the module fixes it at",
+        )
+    )
     return first if len(first) <= 240 else first[:237] + "..."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,15 +16,14 @@ from .translations import translations
 _FRONTENDS = str(Path(__file__).parents[1])
 
 
-def translate(exported: Any, name: str, more: Mapping[Any, Any] | None = None) -> tuple[ir.Model, Any]:
+def translate(exported: Any, name: str) -> tuple[ir.Model, Any]:
     """The ONNX model of ``exported`` (weights shared with it) and the decomposed program it was made from.
 
     Raises: UnsupportedError listing every operator without a translation, with counts and source lines.
     """
     import torch
 
-    _refuse_mutation(exported, name)
-    table = {**translations(), **(more or {})}
+    table = translations()
     # no_grad as while capturing: with gradients torch picks other attention kernels, whose strides differ
     with quiet(), torch.no_grad():
         try:
@@ -41,6 +39,7 @@ def translate(exported: Any, name: str, more: Mapping[Any, Any] | None = None) -
             fallback = Problem(name, f"torch.onnx.export fails: {_innermost(error)}")
             raise UnsupportedError.of(_unsupported(exported, table) or [fallback]) from error
     assert made is not None
+    _refuse_mutation(made.exported_program, name)
     return made.model, made.exported_program
 
 

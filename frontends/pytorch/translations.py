@@ -7,13 +7,19 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .operator import recurrent_translations
+
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """Operator overload → function that records ONNX operators, for ``custom_translation_table``."""
     import torch
 
     aten = torch.ops.aten
-    return {aten.scaled_dot_product_attention.default: attention, aten.einsum.default: einsum}
+    table: dict[Any, Callable[..., Any]] = {
+        aten.scaled_dot_product_attention.default: attention,
+        aten.einsum.default: einsum,
+    }
+    return {**table, **recurrent_translations()}
 
 
 def attention(

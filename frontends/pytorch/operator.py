@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .cells import ALPHA, BETA, Cell
+ALPHA = {"HardSigmoid": 1 / 6, "Affine": 1.0, "Elu": 1.0}
+BETA = {"HardSigmoid": 0.5, "Affine": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell as ONNX has it; with G = gates * units: w [1, G, inputs], r [1, G, units], b [1, 2 * G]."""
+
+    name: str
+    kind: str
+    w: Any
+    r: Any
+    b: Any
+    activations: tuple[str, ...]
+    linear_before_reset: bool = False
+
+    def tensors(self) -> dict[str, Any]:
+        """The weights by their ONNX names."""
+        return {"W": self.w, "R": self.r, "B": self.b}
 
 
 def recurrent(cell: Cell, x: Any, h: Any, c: Any, lengths: Any, reverse: bool) -> tuple[Any, Any, Any]:
