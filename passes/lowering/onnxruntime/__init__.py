@@ -9,11 +9,13 @@ from .linear import LinearToGemm
 from .residual import KeepLayerNorm
 from .rotary import LegalizeRotary
 from .skip_norm import FuseSkipNorm
+from .transposed import ReadTransposed
 
 LOWER_CPU: tuple[Pass, ...] = (
     BuiltInMask(),
     FlattenAttention(),
     LegalizeRotary(),
+    ReadTransposed(),
     LinearToGemm(),
     KeepLayerNorm(),
 )
@@ -26,6 +28,7 @@ LOWER_CUDA: tuple[Pass, ...] = (
     BuiltInMask(),
     FlattenAttention(),
     LegalizeRotary(),
+    ReadTransposed(),
     FuseSkipNorm(),
 )
 """For the CUDA provider. Attention keeps its standard form, for which the provider chooses flash,
@@ -41,4 +44,5 @@ __all__ = [
     "KeepLayerNorm",
     "LegalizeRotary",
     "LinearToGemm",
+    "ReadTransposed",
 ]
