@@ -59,7 +59,7 @@ class ConvertFp16(Pass):
 class _Converter:
     """Carries a plan out on one model, with one cast per value and direction."""
 
-    __slots__ = ("_bounds", "_casts", "_halves", "_measured", "model", "plan")
+    __slots__ = ("_bounds", "_casts", "_halves", "_measured", "_outputs", "model", "plan")
 
     def __init__(self, model: ir.Model, plan: Plan, measured: set[str]) -> None:
         self.model = model
@@ -67,6 +67,7 @@ class _Converter:
         self._measured = measured
         self._casts: dict[tuple[ir.Value, str], ir.Value] = {}
         self._bounds: dict[float, ir.Value] = {}
+        self._outputs: set[ir.Value] = set()
         self._halves = {node.outputs[i] for node, at in plan.slots.items() for i in at.outputs}
 
     def run(self) -> None:
@@ -165,9 +166,10 @@ class _Converter:
         """The graph's output keeps its name and dtype; the float16 result behind it gets a new name."""
         name = value.name
         single = self._single(value)
-        if value.is_graph_output():
-            graph.outputs[index] = single
-        value.name, single.name = f"{name}.fp16", name
+        graph.outputs[index] = single
+        if single not in self._outputs:  # a value may be several outputs
+            self._outputs.add(single)
+            value.name, single.name = f"{name}.fp16", name
 
     def _graph_of(self, value: ir.Value) -> ir.Graph:
         graph = value.graph

@@ -116,3 +116,18 @@ def test_nodes_made_by_onnxruntime_are_named_too() -> None:
     weight.const_value = ir.tensor(np.ones((4, 4), np.float32), name="w")
     program.main.graph.register_initializer(weight)
     assert len(placement.actual(_session(program, "ORT_ENABLE_ALL"), program)) >= 1
+
+
+def test_a_cuda_model_is_written_at_the_opset_its_kernels_have(tmp_path: Path) -> None:
+    from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
+    from miaotui.compiler.weights import WeightStore
+
+    program = _program(
+        "g (float[1, 1, 4, 4] x) => (float[1, 1, 2, 2] y) { y = MaxPool<kernel_shape=[3, 3]>(x) }"
+    )
+    assert placement.fallbacks(program, CUDA) == []
+    with WeightStore(tmp_path / "weights.bin") as weights:
+        for target, opset in ((CUDA, 21), (Target("cpu"), 23)):
+            build = OnnxRuntimeBackend().build(program, target, tmp_path, weights)
+            assert onnx.load(tmp_path / build.entries["main"]).opset_import[0].version == opset
+    assert program.main.opset_imports[""] == 23

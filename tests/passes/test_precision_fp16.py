@@ -225,6 +225,21 @@ def test_subgraphs_read_and_return_float32() -> None:
         np.testing.assert_allclose(ort_run(made, feeds)["y"], ort_run(source, feeds)["y"], atol=2e-3)
 
 
+def test_loop_carries_float32_through_its_body() -> None:
+    made = program(
+        "g (int64 n, bool c, float[4] x, float[4] w) => (float[4] y, float[n, 4] all) "
+        "{ h = Tanh(x) y, all = Loop (n, c, h) "
+        "<body = b (int64 i, bool k, float[4] v) => (bool k2, float[4] o, float[4] s) "
+        "{ k2 = Identity(k) t = Mul(v, w) o = Tanh(t) s = Neg(o) }> }",
+        w=np.float32([1, 2, -1, 0.5]),
+    )
+    source = made.clone()
+    assert convert(made).changed >= 4
+    feeds = {"n": np.array(3), "c": np.array(True), "x": np.float32([0.5, -2, 3, 1])}
+    for name, wanted in ort_run(source, feeds).items():
+        np.testing.assert_allclose(ort_run(made, feeds)[name], wanted, atol=2e-3)
+
+
 def test_options_keep_operators_and_nodes() -> None:
     text = "g (float[N] x) => (float[N] y) { a = Tanh(x) b = Relu(a) y = Neg(b) }"
     assert kept(convert(program(text), keep=("Tanh",), keep_nodes=("n2",))) == dict.fromkeys(
