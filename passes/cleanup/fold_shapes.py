@@ -88,7 +88,7 @@ def _share(node: ir.Node, contents: Contents, nonzero: set[str], first: _First) 
     if prior is out or producer is None or producer.graph is None or may_forward(out, prior):
         first[found, out.dtype] = out if producer is None or producer.graph is None else prior
         return ""
-    forward(out, prior)
+    forward(out, prior, inherit=False)  # a batch size belongs to no layer, and every layer asks for it
     return f"the same sizes as {prior.name}"
 
 

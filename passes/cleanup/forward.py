@@ -22,11 +22,11 @@ def may_forward(old: ir.Value, new: ir.Value) -> str:
     return ""
 
 
-def forward(old: ir.Value, new: ir.Value, keep: ir.Node | None = None) -> None:
+def forward(old: ir.Value, new: ir.Value, inherit: bool = True) -> None:
     """Replace ``old`` by the existing ``new`` and remove the nodes this leaves unused.
 
-    A graph output keeps its name: ``new`` takes it over. The removed nodes' sources go to ``keep``,
-    else to the producer of ``new``. Raises: NoMatch where ``may_forward`` objects.
+    A graph output keeps its name: ``new`` takes it over. The producer of ``new`` gets the removed nodes'
+    sources, unless ``inherit`` is off. Raises: NoMatch where ``may_forward`` objects.
     """
     if reason := may_forward(old, new):
         decline(reason)
@@ -41,8 +41,8 @@ def forward(old: ir.Value, new: ir.Value, keep: ir.Node | None = None) -> None:
         old.name = None
         new.name = output_name
     dead = remove_dead([producer] if producer is not None else [])
-    heir = keep if keep is not None else new.producer()
-    if heir is not None:
+    heir = new.producer()
+    if inherit and heir is not None:
         merge_sources(heir, dead)
 
 
