@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Dim, Program, dim_of
+from ...compiler.reference import Array
 from ..base import Note, Pass, PassContext, PassResult
 from .contents import Contents, Known
 from .forward import forward, may_forward
@@ -60,19 +61,30 @@ def _fold(node: ir.Node, contents: Contents, nonzero: set[str]) -> str:
         return ""
     out = node.outputs[0]
     found = contents.known.get(out)
-    if found is not None and found.static is not None and not out.is_graph_output() and out.dtype is not None:
+    sizes = None if found is None or out.is_graph_output() else _fitting(found, out)
+    if found is not None and sizes is not None:
         at = Rewriter(node)
-        array = np.asarray(found.static, out.dtype.numpy()).reshape((len(found.items),) if found.rank else ())
+        array = sizes.reshape((len(found.items),) if found.rank else ())
         name, out.name = out.name, None
         constant = at.const(array, name or "size")
         contents.known[constant] = found
         at.replace(out, constant)
-        return f"always {list(found.static)}"
+        return f"always {sizes.tolist()}"
     if node.op_type in ("Reshape", "Expand") and len(node.inputs) == 2:
         target = contents.of(node.inputs[1])
         if target is not None and target.rank == 1:
             return (_fold_reshape if node.op_type == "Reshape" else _fold_expand)(node, target, nonzero)
     return ""
+
+
+def _fitting(found: Known, out: ir.Value) -> Array | None:
+    """The elements, if all are numbers that ``out`` can hold: int32 arithmetic may have wrapped around."""
+    if found.static is None or out.dtype is None:
+        return None
+    kind = out.dtype.numpy()
+    if kind.kind in "iu" and any(not np.iinfo(kind).min <= i <= np.iinfo(kind).max for i in found.static):
+        return None
+    return np.asarray(found.static, kind) if kind.kind in "iub" else None
 
 
 def _share(node: ir.Node, contents: Contents, nonzero: set[str], first: _First) -> str:

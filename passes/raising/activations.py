@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ...compiler.ir.constants import scalar
 from ...compiler.ir.rewrite import Rewriter
 from ..base import PassContext, skip
-from .match import RaisingPass, Region, close_to, operand_and_number
+from .match import RaisingPass, Region, close_to, operand_and_number, require_rank
 from .polynomial import Polynomial, is_polynomial, leaves, polynomial, results
 
 
@@ -29,9 +29,10 @@ class RaiseSigmoid(RaisingPass):
         exp = region.find(split[0], "Exp") if split is not None and split[1] == 1 else None
         negative = region.find(exp.inputs[0], "Neg") if exp is not None else None
         x = negative.inputs[0] if negative is not None else None
-        if x is None:
+        if x is None or add is None:
             skip()
         region.close(node.outputs[0])
+        require_rank(x, add.outputs[0])
         sigmoid = at.op("Sigmoid", x)
         numerator = node.inputs[0] if node.op_type == "Div" else None
         if numerator is None or scalar(numerator) == 1:
@@ -77,6 +78,7 @@ def _emit(node: ir.Node, x: ir.Value, swish: Polynomial, gate: Polynomial, regio
             if last is None or not is_polynomial(polynomial(out, x, e, inside), expected):
                 continue
             inside.close(out)
+            require_rank(x, out)
             at = Rewriter(last)
             gates = op == "HardSigmoid"
             at.replace(out, at.op(op, x, alpha=1 / 6 if gates else None, beta=0.5 if gates else None))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ...compiler.ir.rewrite import Rewriter
 from ..base import PassContext, decline, skip
-from .match import RaisingPass, Region, made_by, rank
+from .match import RaisingPass, Region, made_by, rank, require_rank
 from .scores import Scores, match_probabilities, match_scores
 
 
@@ -46,6 +46,8 @@ class RaiseAttention(RaisingPass):
             decline("the mask's rank is unknown")
         if any((rank(m) or 0) > 4 for m in (*scores.biases, *(c for c, _, _ in scores.masks))):
             decline("the mask has more than 4 dimensions")
+        require_rank(v, out)
+        _require_no_broadcast(scores, v)
         at = Rewriter(product)
         inputs = [scores.q, _untransposed(scores.keys, at), v]
         mask = _mask(scores, at)
@@ -62,6 +64,21 @@ class RaiseAttention(RaisingPass):
         return f"Attention of {scores.q.name}, scale {scores.scale:.6g}" + (
             f", soft cap {scores.softcap:g}" if scores.softcap else ""
         )
+
+
+def _require_no_broadcast(scores: Scores, v: ir.Value) -> None:
+    """Attention broadcasts masks and shared heads, MatMul and Add anything. Raises: NoMatch for the rest."""
+    q, keys, values = scores.q.shape, scores.keys.shape, v.shape
+    assert q is not None and keys is not None and values is not None
+    if len({dim == 1 for dim in (q[0], keys[0], values[0])}) != 1:
+        decline("queries, keys and values broadcast over the batch")
+    if len(q) == 4 and (keys[1] != values[1] or keys[1] not in (1, q[1])):
+        decline("queries, keys and values broadcast over heads")
+    for mask in (*scores.biases, *(condition for condition, _, _ in scores.masks)):
+        dims = list(mask.shape or ())
+        target = [*q[:-1], keys[-1]][len(q) - len(dims) :] if len(dims) <= len(q) else []
+        if len(dims) > len(q) or any(d != 1 and t == 1 for d, t in zip(dims, target, strict=True)):
+            decline("the mask broadcasts the scores")
 
 
 def _with(value: ir.Value, dtype: ir.DataType | None) -> ir.Value:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ...compiler.ir.rewrite import Rewriter
 from ..base import PassContext, decline, skip
-from .match import RaisingPass, Region
+from .match import RaisingPass, Region, require_rank
 from .polynomial import is_polynomial, leaves, polynomial, results
 
 _HALF = {(1, 0): 0.5, (1, 1): 0.5}
@@ -46,6 +46,7 @@ class RaiseGelu(RaisingPass):
 
 def _emit(node: ir.Node, x: ir.Value, out: ir.Value, region: Region) -> str:
     region.close(out)
+    require_rank(x, out)
     last = out.producer()
     assert last is not None
     at = Rewriter(last)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ...compiler.ir.rewrite import Rewriter
 from ..base import PassContext, decline, skip
-from .match import RaisingPass, Region, rank, reduced_axes, size
+from .match import RaisingPass, Region, rank, reduced_axes, require_rank, size
 from .norms import STASHED, match_affine, match_normalized, ones, parameter, uncast
 
 
@@ -87,6 +87,7 @@ def emit_norm(op: str, node: ir.Node, x: ir.Value, axis: int, epsilon: float, re
     if x.dtype not in STASHED:
         decline(f"computes in {x.dtype}, the operator in float32")
     region.close(affine.tail)
+    require_rank(x, affine.tail)
     tail = affine.tail.producer()
     assert tail is not None
     at = Rewriter(tail)

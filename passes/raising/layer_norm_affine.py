@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ...compiler.ir.rewrite import Rewriter
 from ..base import PassContext, decline, skip
 from .layer_norm import centred
-from .match import RaisingPass, Region, operands, rank, size
+from .match import RaisingPass, Region, operands, rank, require_rank, size
 from .norms import STASHED, mean_square, parameter, radicand_of, spans
 
 
@@ -36,6 +36,7 @@ class RaiseLayerNormAffine(RaisingPass):
             if len(dims) != -axis or not spans(gamma, x, axis) or not spans(beta, x, axis):
                 decline("gamma or beta is not a constant of the normalized dimensions")
             region.close(node.outputs[0])
+            require_rank(x, node.outputs[0])
             inputs = [x, parameter(gamma, dims, at), parameter(beta, dims, at)]
             new = at.op("LayerNormalization", *inputs, axis=axis, epsilon=epsilon, stash_type=1)
             at.replace(node.outputs[0], new)

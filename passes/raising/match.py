@@ -100,6 +100,15 @@ def rank(value: ir.Value | None) -> int | None:
     return None if value is None or value.shape is None else len(value.shape)
 
 
+def require_rank(x: ir.Value, out: ir.Value) -> None:
+    """Require that ``out`` has the rank of ``x``: a constant of shape [1, 1, 1] would have raised it.
+
+    Raises: NoMatch if it has another, or if either is unknown.
+    """
+    if rank(x) is None or rank(x) != rank(out):
+        decline("a constant of more dimensions changes the rank, or a rank is unknown")
+
+
 def size(value: ir.Value | None, axis: int) -> int | None:
     """Static size of a dimension, if known."""
     count = rank(value)

@@ -128,7 +128,8 @@ def spans(value: ir.Value, core: ir.Value, axis: int) -> bool:
     dims = [size(core, i) for i in range(axis, 0)]
     shape = list(tensor.shape.numpy())
     leading, last = shape[: -len(dims)], shape[-len(dims) :]
-    return None not in dims and last == dims and set(leading) <= {1}
+    fits = len(shape) <= (rank(core) or 0)
+    return fits and None not in dims and last == dims and set(leading) <= {1}
 
 
 def parameter(value: ir.Value, dims: list[int], at: Rewriter) -> ir.Value:

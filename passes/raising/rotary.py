@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ...compiler.ir.rewrite import Rewriter
 from ..base import PassContext, decline, skip
 from .last_axis import Part, part_of
-from .match import RaisingPass, Region, made_by, operands, rank, size
+from .match import RaisingPass, Region, made_by, operands, rank, require_rank, size
 from .rotary_cache import halve
 
 
@@ -44,6 +44,7 @@ class RaiseRotary(RaisingPass):
             if any(halve(c, interleaved, None) is None for c in caches if c is not None):
                 decline(f"cos and sin are not repeated {'pairwise' if interleaved else 'in two halves'}")
             region.close(node.outputs[0])
+            require_rank(x, node.outputs[0])
             halves = [_batched(halve(c, interleaved, at), at) for c in caches if c is not None]
             heads = size(x, 1)
             new = at.op("RotaryEmbedding", x, *halves, interleaved=int(interleaved), num_heads=heads)

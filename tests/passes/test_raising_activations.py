@@ -112,3 +112,11 @@ def test_raises_hard_swish_and_hard_sigmoid(body: str, expected: dict[str, Any])
     program = graph(SIGNATURE, body, **NUMBERS)
     check(RaiseHardSwish(), program, FEEDS)
     assert operators(program) == expected
+
+
+def test_leaves_gelu_whose_constant_adds_dimensions() -> None:
+    constants = {**NUMBERS, "half": normal(1, 1, 1)}
+    constants["half"][:] = 0.5
+    program = graph("(float[n, 8] x) => (float[1, n, 8] y)", ERF["x half first"], **constants)
+    result = RaiseGelu().run(program, PassContext())
+    assert not result.changed and "changes the rank" in reasons(result)

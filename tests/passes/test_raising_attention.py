@@ -248,3 +248,34 @@ def test_heads_repeated_in_another_order_are_left() -> None:
     before = print_program(program)
     assert not ShareKvHeads().run(program, PassContext()).changed
     assert print_program(program) == before
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v", "reason"),
+    [
+        ("b, 4, s, 8", "1, 4, t, 8", "b, 4, t, 8", "broadcast over the batch"),
+        ("b, 1, s, 8", "b, 4, t, 8", "b, 4, t, 8", "broadcast over heads"),
+        ("b, 4, s, 8", "b, 1, t, 8", "b, 4, t, 8", "broadcast over heads"),
+    ],
+)
+def test_leaves_products_that_broadcast_where_attention_does_not(q: str, k: str, v: str, reason: str) -> None:
+    signature = f"(float[{q}] q, float[{k}] k, float[{v}] v) => (float[b, 4, s, 8] y)"
+    program = graph(signature, KEYS + "w = MatMul(q, kt)" + END)
+    result = RaiseAttention().run(program, PassContext())
+    assert not result.changed and reason in reasons(result)
+
+
+def test_one_key_and_value_head_for_all_queries_is_raised() -> None:
+    signature = "(float[b, 4, s, 8] q, float[b, 1, t, 8] k, float[b, 1, t, 8] v) => (float[b, 4, s, 8] y)"
+    program = graph(signature, KEYS + "w = MatMul(q, kt)" + END)
+    feed = {"q": normal(2, 4, 3, 8), "k": normal(2, 1, 5, 8), "v": normal(2, 1, 5, 8)}
+    check(RaiseAttention(), program, [feed])
+    assert operators(program) == {"Attention": 1}
+
+
+def test_leaves_a_mask_that_widens_the_scores() -> None:
+    inputs = "float[1, 4, 1, 8] q, float[1, 4, t, 8] k, float[1, 4, t, 8] v, float[b, 1, s, t] m"
+    signature = f"({inputs}) => (float[b, 4, s, 8] y)"
+    program = graph(signature, KEYS + "c = MatMul(q, kt) w = Add(c, m)" + END)
+    result = RaiseAttention().run(program, PassContext())
+    assert not result.changed and "the mask broadcasts the scores" in reasons(result)
