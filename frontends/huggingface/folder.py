@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: configuration, weight files and tokenizer, checked before anything is built."""
+"""A Hugging Face model folder: configuration, weights and tokenizer, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ...compiler.errors import ModelError, Problem, UnsupportedError
 ASSETS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
-    "chat_template.jinja", "chat_template.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "chat_template.jinja", "chat_template.json", "generation_config.json", "preprocessor_config.json",
+    "processor_config.json",
 )  # fmt: skip
 """Files that travel into the executable folder: tokenizer, chat template, generation settings."""
 

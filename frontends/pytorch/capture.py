@@ -157,7 +157,8 @@ def _symbols(exported: Any, dimensions: Dimensions) -> dict[str, list[str | None
     for name, one in zip(exported.graph_signature.user_inputs, dimensions.axes, strict=True):
         for axis, dim in one.items():
             size = values[name].shape[axis]
-            found.setdefault(dim, []).append(None if isinstance(size, int) else str(size.node.expr))
+            symbol = str(size) if isinstance(size, int) else str(size.node.expr)
+            found.setdefault(dim, []).append(None if symbol.isdigit() else symbol)
     return found
 
 

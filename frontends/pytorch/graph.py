@@ -30,8 +30,7 @@ def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], dims:
         if other is not None and other is not value:
             other.name = f"{name}_value"
         value.name = name
-    if dims:
-        _rename_symbols(model, dims)
+    _rename_symbols(model, dims)
 
 
 def name_weights(model: ir.Model, names: Mapping[int, str]) -> None:
@@ -61,7 +60,7 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _rename_symbols(model: ir.Model, dims: Mapping[str, str]) -> None:
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, dims)) + r")\b")
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, dims)) + r")\b") if dims else re.compile(r"(?!)")
     graphs: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
     for graph in graphs:
         for value in [v for node in graph for v in node.outputs] + list(graph.inputs):
@@ -72,8 +71,9 @@ def _rename_symbols(model: ir.Model, dims: Mapping[str, str]) -> None:
 def _renamed(
     dim: int | ir.SymbolicDim, pattern: re.Pattern[str], dims: Mapping[str, str]
 ) -> int | str | None:
-    if isinstance(dim, int):
-        return dim
+    """A size that tracing found to be a constant comes as a symbol of digits."""
+    if isinstance(dim, int) or (dim.value is not None and dim.value.isdigit()):
+        return int(str(dim))
     return None if dim.value is None else pattern.sub(lambda match: dims[match[1]], dim.value)
 
 

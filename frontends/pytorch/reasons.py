@@ -51,4 +51,5 @@ def _sentence(text: str) -> str:
             " to be dynamic, but the module fixes it at",
         )
     )
+    first = re.sub(r"fixes it at \((\d+)\)", r"fixes it at \1", first)
     return first if len(first) <= 240 else first[:237] + "..."
