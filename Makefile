@@ -29,7 +29,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	mkdir -p .typing && ln -sfn .. .typing/miaotui
 	$(BIN)/mypy -m miaotui $(foreach room,$(ROOMS),-p miaotui.$(room))
-	$(BIN)/mypy --explicit-package-bases tests benchmarks examples
+	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases benchmarks examples
 
 bench: $(INSTALLED)
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done

@@ -60,7 +60,7 @@ class InputSpec:
 
     @classmethod
     def parse(cls, text: str) -> InputSpec:
-        """``NAME:1x3x224x224``, ``NAME:[1,3,224,224]``, each with an optional ``:dtype``. Raises: OptionError."""
+        """``NAME:1x3x224x224`` or ``NAME:[1,3,224,224]``, and ``:dtype``. Raises: OptionError."""
         match = re.fullmatch(r"(?P<name>.+?):(?P<shape>\[[^\]]*\]|[^:\[\]]*)(:(?P<dtype>\w+))?", text)
         if match is None:
             raise OptionError("--input", f"{text!r} does not parse", "write NAME:1x3x224x224[:float32]")
@@ -68,13 +68,14 @@ class InputSpec:
         parts = [p.strip() for p in re.split(r",|x(?=\d|[A-Za-z_])", body)] if body else []
         dims = tuple(int(p) if p.isdigit() else p for p in parts)
         if any(isinstance(d, str) and not d.isidentifier() for d in dims):
-            raise OptionError("--input", f"{text!r}: {body!r} is no shape", "write sizes or names: 1x3x224x224")
+            fix = "write sizes or names: 1x3x224x224"
+            raise OptionError("--input", f"{text!r}: {body!r} is no shape", fix)
         return cls(match["name"], dims, _dtype(match["dtype"], text) if match["dtype"] else None)
 
 
 _SHORT_DTYPES = {
-    "f64": "DOUBLE", "float64": "DOUBLE", "f32": "FLOAT", "float32": "FLOAT", "f16": "FLOAT16", "float16": "FLOAT16",
-    "bf16": "BFLOAT16", "bfloat16": "BFLOAT16", "i64": "INT64", "i32": "INT32", "i16": "INT16", "i8": "INT8",
+    "f64": "DOUBLE", "float64": "DOUBLE", "f32": "FLOAT", "float32": "FLOAT",
+    "f16": "FLOAT16", "float16": "FLOAT16", "bf16": "BFLOAT16", "bfloat16": "BFLOAT16", "i64": "INT64", "i32": "INT32", "i16": "INT16", "i8": "INT8",
     "u8": "UINT8", "bool": "BOOL",
 }  # fmt: skip
 
@@ -83,7 +84,8 @@ def _dtype(name: str, text: str) -> ir.DataType:
     try:
         return ir.DataType[_SHORT_DTYPES.get(name, name.upper())]
     except KeyError:
-        raise OptionError("--input", f"{text!r}: no dtype {name!r}", f"one of {', '.join(_SHORT_DTYPES)}") from None
+        fix = f"one of {', '.join(_SHORT_DTYPES)}"
+        raise OptionError("--input", f"{text!r}: no dtype {name!r}", fix) from None
 
 
 def parse_dim_range(text: str) -> tuple[str, DimRange]:
@@ -136,8 +138,9 @@ class CompileOptions:
             (self.opt, (0, 1, 2, 3), "-O"),
         ):
             if value not in choices:
-                raise OptionError(flag, f"{value!r} is not offered", f"use one of {', '.join(map(str, choices))}")
+                fix = f"use one of {', '.join(map(str, choices))}"
+                raise OptionError(flag, f"{value!r} is not offered", fix)
         if self.budget is not None and not self.budget > 0:
-            raise OptionError("--budget", f"{self.budget} is not positive", "give a scaled error such as 1e-4")
+            raise OptionError("--budget", f"{self.budget} is not positive", "give an error such as 1e-4")
         if self.threads is not None and self.threads < 1:
             raise OptionError("--threads", f"{self.threads} is less than 1", "give a thread count")

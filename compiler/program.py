@@ -1,4 +1,4 @@
-"""Program: what passes transform. Entry graphs over onnx_ir, dimension ranges, the calling convention, provenance."""
+"""Program: what passes transform. Entry graphs, dimension ranges, calling convention, provenance."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import onnx_ir as ir
 from .errors import InternalError
 
 OPSET = 23
-"""The default-domain opset every frontend raises to; newer models keep theirs (Attention, RMSNormalization and RotaryEmbedding exist from here on)."""
+"""The opset every frontend raises to; newer models keep theirs.
 
-Dim: TypeAlias = "int | str | None"
+Attention, RMSNormalization and RotaryEmbedding exist from here on.
+"""
+
+Dim: TypeAlias = int | str | None
 """A static size, a named symbol, or unknown."""
 
-Tree: TypeAlias = "str | None | list[Any] | dict[str, Any]"
-"""JSON shape of nested arguments: a leaf is a tensor name; ``{"tuple": [...]}``, ``{"dict": {...}}`` or a list nest."""
+Tree: TypeAlias = str | list[Any] | dict[str, Any] | None
+"""Nested arguments as JSON: a leaf is a tensor name; ``{"tuple": [...]}``, ``{"dict": {...}}`` or a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def dim_of(dim: int | ir.SymbolicDim) -> Dim:
 
 def dtype_name(dtype: ir.DataType) -> str:
     """numpy's spelling of an ONNX dtype: ``float32``, ``int64``, ``bfloat16``, ``string``."""
-    return "string" if dtype == ir.DataType.STRING else str(dtype.numpy().name) if dtype != 0 else "undefined"
+    return "string" if dtype == ir.DataType.STRING else str(dtype.numpy().name) if dtype else "undefined"
 
 
 @dataclass(frozen=True, slots=True)

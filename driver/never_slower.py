@@ -55,7 +55,7 @@ class Trial:
     @property
     def loses(self) -> bool:
         """Whether the pass costs time beyond the noise."""
-        return self.gain.high < NOISE
+        return self.gain.verdict == "slower" and self.gain.high < NOISE
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def main() -> int:
         latency = executable.report["latency"]
         table.add_row(
             name,
-            f"{verification.scaled_error:.1e} {'ok' if verification.ok else 'FAILED'}",
+            f"{verification.error:.1e} {'ok' if verification.ok else 'FAILED'}",
             f"{latency['source']['p50'] * 1e3:.1f}",
             f"{latency['optimized']['p50'] * 1e3:.1f}",
             f"{latency['ratio']:.2f}×",

@@ -30,7 +30,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """``changed``: number of rewrites; ``hits``: one note each; ``declined``: candidates left alone, and why."""
+    """``changed``: number of rewrites; ``hits``: a note each; ``declined``: candidates left, and why."""
 
     changed: int = 0
     hits: tuple[Note, ...] = ()

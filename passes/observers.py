@@ -1,4 +1,4 @@
-"""Run a pipeline under observers: verification, timing, snapshots and numerics happen between passes, not in them."""
+"""Run a pipeline under observers: verification, timing and snapshots happen between passes."""
 
 from __future__ import annotations
 
@@ -70,4 +70,5 @@ class SaveIR:
         self.count += 1
         if result.changed:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / f"{self.count:02}-{step.name}.txt").write_text(print_program(program), encoding="utf-8")
+            path = self.folder / f"{self.count:02}-{step.name}.txt"
+            path.write_text(print_program(program), encoding="utf-8")

@@ -76,9 +76,8 @@ class Rewriter:
             count += 1
             unique = f"{name}_{count}"
         tensor = ir.tensor(array, name=unique)
-        value = ir.Value(
-            name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
-        )
+        shape = ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
