@@ -11,6 +11,8 @@ from .. import dialect
 from ..errors import ModelError
 from ..program import Program
 from .protos import proto_without_weights
+from .signatures import STANDARD_DOMAINS
+from .symbols import is_open, resolve_symbols
 
 if TYPE_CHECKING:
     import onnx
@@ -21,7 +23,7 @@ def infer_shapes(program: Program) -> None:
 
     What is recorded is kept and made more precise: a static size replaces a symbol, a symbol replaces an
     unknown size, never the other way round; a rewrite that changes a dtype or shape clears the stale ones
-    first. Sizes that inference can't name get symbols (``unk__3``) that tell which sizes are equal.
+    first. Sizes that can't be derived get names (``unk__3``), the same size the same name, anew each time.
     A node whose inference fails keeps what is recorded.
 
     Raises: ModelError if the graph is too damaged for inference to walk it.
@@ -34,6 +36,7 @@ def infer_model_shapes(model: ir.Model) -> None:
     """``infer_shapes`` for one model."""
     for _ in range(4):  # a dialect operator may feed standard ones, which feed the next dialect operator
         _infer_standard(model)
+        resolve_symbols(model.graph)
         if not _infer_dialect(model):
             return
 
@@ -63,9 +66,8 @@ def _merged(recorded: ir.Shape | None, inferred: ir.Shape) -> ir.Shape | None:
 def _better(recorded: int | ir.SymbolicDim, inferred: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
     if isinstance(recorded, int):
         return recorded
-    if isinstance(inferred, int) or recorded.value is None:
-        return inferred
-    return recorded
+    # a name from an earlier inference may mean another size in this one
+    return inferred if isinstance(inferred, int) or is_open(recorded.value) else recorded
 
 
 def _infer_dialect(model: ir.Model) -> bool:
@@ -82,11 +84,23 @@ def _infer_standard(model: ir.Model) -> None:
     import onnx
 
     proto = proto_without_weights(model)
+    _forget_open(model.graph, proto.graph)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:  # onnx raises several unrelated types
         raise ModelError(f"graph {model.graph.name!r}", f"shape inference failed: {error}") from error
     _merge_graph(model.graph, inferred.graph)
+
+
+def _forget_open(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Clear the open names of what will be inferred anew, so that they can be given again."""
+    opaque = {v.name for node in graph if node.domain not in STANDARD_DOMAINS for v in node.outputs}
+    for info in (*proto.value_info, *proto.output):
+        if info.name in opaque or not info.type.HasField("tensor_type"):
+            continue
+        for dim in info.type.tensor_type.shape.dim:
+            if is_open(dim.dim_param):
+                dim.Clear()
 
 
 def _merge_graph(graph: ir.Graph, inferred: onnx.GraphProto) -> None:

@@ -28,6 +28,68 @@ def test_symbols_travel_through_shape_arithmetic() -> None:
     assert found["kept"] == "[batch,sequence,3,4]"
 
 
+def test_sizes_are_followed_where_onnx_loses_them() -> None:
+    """A position table cut to the sequence, broadcast, expanded and split into heads, as old exporters do."""
+    b = Builder()
+    x = b.input("x", ("batch", "sequence", 12))
+    sizes = b.op("Shape", x)
+    length = b.op("Gather", sizes, b.weight("one", np.asarray(1)))
+    axis = b.weight("axis", np.asarray([0]))
+    rows = b.op(
+        "Slice",
+        b.weight("table", np.ones((64, 12))),
+        axis,
+        b.op("Unsqueeze", length, axis),
+        axis,
+        name="rows",
+    )
+    h = b.op("Add", x, rows, name="h")
+    b.output(
+        b.op("Range", b.weight("zero", np.asarray(0)), length, b.weight("step", np.asarray(1)), name="range")
+    )
+    minus = b.op("ConstantOfShape", b.weight("three", np.asarray([3])), value=ir.tensor(np.asarray([-1])))
+    wanted = b.op("Concat", b.op("Gather", sizes, axis), b.weight("rest", np.asarray([-1, 12])), axis=0)
+    chosen = b.op("Where", b.op("Equal", wanted, minus), b.weight("ones", np.ones(3, np.int64)), wanted)
+    b.output(b.op("Expand", b.weight("class", np.ones((1, 1, 12))), chosen, name="classes"))
+    heads = b.op("Concat", b.op("Gather", sizes, axis), b.weight("split", np.asarray([-1, 3, 4])), axis=0)
+    b.output(b.op("Reshape", h, heads, name="split_heads"))
+    flat = b.op("Reshape", h, b.weight("flat", np.asarray([-1, 12])), name="rows_flat")
+    b.output(b.op("Flatten", h, axis=2, name="flattened"))
+    b.output(b.op("Neg", flat, name="y"))
+    half = b.op(
+        "Div", b.op("Gather", sizes, b.weight("last", np.asarray([2]))), b.weight("two", np.asarray([2]))
+    )
+    b.output(
+        b.op(
+            "Slice",
+            h,
+            half,
+            b.weight("end", np.asarray([2**63 - 1])),
+            b.weight("third", np.asarray([2])),
+            name="half",
+        )
+    )
+    found = shapes(b.model())
+    assert found["rows"] == "[Min(64, sequence),12]"
+    assert found["h"] == "[batch,sequence,12]"
+    assert found["range"] == "[sequence]"
+    assert found["classes"] == "[batch,1,12]"
+    assert found["split_heads"] == "[batch,sequence,3,4]"
+    assert found["rows_flat"] == found["flattened"] == found["y"] == "[batch*sequence,12]"
+    assert found["half"] == "[batch,sequence,6]"
+
+
+def test_sizes_that_may_differ_are_not_taken_for_equal() -> None:
+    b = Builder()
+    x, y = b.input("x", ("n", 4)), b.input("y", ("m", 4))
+    b.output(b.op("Add", x, y, name="sum"))
+    b.output(b.op("Slice", x, b.weight("a", np.asarray([0])), b.weight("b", np.asarray([8])),
+                  b.weight("c", np.asarray([0])), name="head"))  # fmt: skip
+    found = shapes(b.model())
+    assert found["sum"].startswith("[unk__") and found["head"].startswith("[unk__")
+    assert found["sum"] != found["head"]
+
+
 def test_recorded_names_and_sizes_survive() -> None:
     b = Builder()
     x = b.input("x", ("batch", None))
