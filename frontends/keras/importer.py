@@ -40,8 +40,12 @@ def import_keras(source: Any, options: CompileOptions, inputs: object = None) ->
     signature = signature_of(model, inputs, options)
     given = None if inputs is None else signature.flatten(inputs)
     module = _module(model, signature)
-    prepared = prepare_cells(model, place)
     tensors = given if given is not None else signature.examples()
+    if not all(layer.built for layer in (model, *model._flatten_layers())):
+        KerasReference(module, signature.names, (), ()).build(
+            dict(zip(signature.names, tensors, strict=True))
+        )
+    prepared = prepare_cells(model, place)
     arguments = Arguments.bind(inspect.signature(module.forward), tensors, {})
     dimensions = choose(arguments.names, arguments.tensors, options, signature.axes)
     with traced_calls(), recurrent_operators(prepared):

@@ -31,6 +31,10 @@ class KerasReference:
         leaves, _ = result_leaves(self._call(inputs))
         return dict(zip(self._outputs, map(to_numpy, leaves), strict=True))
 
+    def build(self, inputs: Mapping[str, Array]) -> None:
+        """Call the model once: a subclassed one makes its weights then."""
+        self._call(inputs)
+
     def layers(self, inputs: Mapping[str, Array]) -> Arrays:
         """First output tensor of every layer call in ``paths``."""
         found: Arrays = {}
