@@ -17,11 +17,18 @@ import onnx_ir as ir
 from ..dialect.standard import infer_standard
 from ..program import Dim, dim_of
 from .constants import constant
+from .signatures import signature
 
 Dims = list[Dim]
 
+_SINCE = 13
+"""Opset from which Slice, Squeeze, Unsqueeze and Split read sizes from inputs, as the rules below expect."""
+
 _LIMIT = 64
 """Elements up to which the integers in a value are followed."""
+
+_FORMS = 18
+"""The opset from which on every operator read here has its axes, sizes and splits where it has them now."""
 
 
 def is_open(dim: Dim) -> bool:
@@ -30,7 +37,14 @@ def is_open(dim: Dim) -> bool:
 
 
 def resolve_symbols(graph: ir.Graph) -> None:
-    """Replace the open sizes of ``graph`` and its subgraphs by what they can be derived to be."""
+    """Replace the open sizes of ``graph`` and its subgraphs by what they can be derived to be.
+
+    Models of opsets before 18, whose operators have other forms, are left as they are.
+    """
+    if graph.opset_imports.get("", _FORMS) < _FORMS:
+        return
+    if graph.opset_imports.get("", 0) < _SINCE:
+        return
     walk = _Walk(graph)
     for node in graph:
         walk.visit(node)
@@ -80,7 +94,8 @@ class _Walk:
         return None
 
     def visit(self, node: ir.Node) -> None:
-        if node.domain != "":
+        known = signature("", node.op_type, self.opsets.get("", 0)) if node.domain == "" else None
+        if known is None or not known.min_inputs <= len(node.inputs) <= known.max_inputs:
             return
         follow = _CONTENTS.get(node.op_type)
         if follow is not None and len(self.dims(node.outputs[0]) or ()) <= 1:
@@ -182,8 +197,10 @@ def _slice(walk: _Walk, node: ir.Node) -> Dims | None:
     if dims is None or starts is None or ends is None:
         return None
     axes = list(range(len(starts))) if axes is None else axes
+    if not len(axes) == len(starts) == len(ends) == len(steps or starts):
+        return None
     for place, axis in enumerate(axes):
-        if not isinstance(axis, int):
+        if not isinstance(axis, int) or not -len(dims) <= axis < len(dims):
             return None
         step = 1 if steps is None else steps[place]
         dims[axis] = _sliced(dims[axis], starts[place], ends[place]) if step == 1 else None
@@ -204,9 +221,10 @@ def _sliced(size: Dim, start: Dim, end: Dim) -> Dim:
 
 def _concat(walk: _Walk, node: ir.Node) -> Dims | None:
     shapes = [s for v in node.inputs if (s := walk.dims(v)) is not None]
-    if not shapes or len(shapes) != len(node.inputs):
-        return None
     axis = node.attributes.get_int("axis", 0)
+    ranks = {len(s) for s in shapes}
+    if len(shapes) != len(node.inputs) or len(ranks) != 1 or not -min(ranks) <= axis < min(ranks):
+        return None
     merged = [next((d for d in column if not is_open(d)), None) for column in zip(*shapes, strict=True)]
     along = [s[axis] for s in shapes]
     merged[axis] = (
@@ -294,7 +312,9 @@ def _sliced_contents(walk: _Walk, node: ir.Node) -> Dims | None:
     bounds = [walk.read(v) for v in node.inputs[1:]]
     start, end = bounds[0], bounds[1]
     step = bounds[3] if len(bounds) > 3 else [1]
-    if data is None or start is None or end is None or step is None or len(start) != 1:
+    if data is None or start is None or end is None or step is None:
+        return None
+    if not len(start) == len(end) == len(step) == 1:
         return None
     a, b, c = start[0], end[0], step[0]
     return data[a:b:c] if isinstance(a, int) and isinstance(b, int) and isinstance(c, int) and c else None

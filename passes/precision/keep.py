@@ -38,7 +38,7 @@ _FP32 = frozenset({
     "MeanVarianceNormalization", "Det", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
     "Bernoulli", "CastLike", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss",
-    "NonMaxSuppression", "STFT", "DFT", "MelWeightMatrix",
+    "NonMaxSuppression", "STFT", "DFT", "MelWeightMatrix", "LinearAttention",
 })  # fmt: skip
 _SPREADS = MOVES | frozenset({
     "Add", "Sub", "Mul", "Neg", "Abs", "Max", "Min", "Where", "Sum", "ReduceMean", "ReduceMax",
@@ -56,6 +56,9 @@ class Plan:
     kept: dict[ir.Node, str] = field(default_factory=dict)
     slots: dict[ir.Node, Slots] = field(default_factory=dict)
     integers: dict[ir.Value, bool] = field(default_factory=dict)
+
+
+_CONTAINERS = (ir.SequenceType, ir.OptionalType)
 
 
 @dataclass(slots=True)
@@ -97,6 +100,10 @@ class Planner:
             return "kept by option"
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             return "control flow hands its body's float32 interface on"
+        if any(isinstance(v.type, _CONTAINERS) for v in (*node.inputs, *node.outputs) if v is not None):
+            return "works on a sequence or optional of float32"
+        if node.domain == "" and self.opset(node) < 13:
+            return f"is of opset {self.opset(node)}, too old to be converted"
         if at is None:
             return f"nobody describes the types of {node.domain}.{node.op_type}"
         if self._from_integers(node):

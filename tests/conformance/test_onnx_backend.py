@@ -20,9 +20,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
-from miaotui.compiler.errors import CompileError
+from miaotui.compiler.errors import CompileError, InternalError
 from miaotui.compiler.manifest import Entry
-from miaotui.compiler.options import CompileOptions, Target
+from miaotui.compiler.options import CompileOptions, Precision, Target
 from miaotui.compiler.program import Program
 from miaotui.compiler.weights import WeightStore
 from miaotui.frontends.onnx import import_onnx
@@ -43,12 +43,12 @@ def exceptions() -> dict[str, str]:
     return dict(line.split("\t", 1) for line in lines if line and not line.startswith("#"))
 
 
-def optimized(path: Path) -> Program:
-    """The program of the file after the default pipeline, verified after every pass."""
+def optimized(path: Path, options: CompileOptions) -> Program:
+    """The program of the file after the pipeline of ``options``, verified after every pass."""
     program = import_onnx(path).program
     backend = OnnxRuntimeBackend()
-    context = PassContext(TARGET, supports=lambda node: backend.supports(node, TARGET))
-    run_pipeline(program, pipeline(CompileOptions(target=TARGET)), context, [Verify()])
+    context = PassContext(options.target, supports=lambda node: backend.supports(node, options.target))
+    run_pipeline(program, pipeline(options), context, [Verify()])
     return program
 
 
@@ -58,7 +58,7 @@ def run_optimized(
     """Outputs of every data set, from the built executable."""
     source = folder / "model.onnx"
     source.write_bytes(model.SerializeToString())
-    program = optimized(source)
+    program = optimized(source, CompileOptions(target=TARGET))
     with WeightStore(folder / "weights.bin") as store:
         build = OnnxRuntimeBackend().build(program, TARGET, folder, store)
     built = Model(
@@ -123,6 +123,21 @@ def test_what_plain_onnxruntime_passes_passes_here(chunk: int, tmp_path: Path) -
             # what plain ONNX Runtime refuses may be refused here, but never as an error of ours
             if case.name not in excepted or not isinstance(error, (CompileError, AssertionError, TypeError)):
                 failures.append(f"{case.name}: {type(error).__name__}: {one_line(error)}")
+    assert not failures, f"{len(failures)} cases fail:\n" + "\n".join(failures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_is_made_for_cuda_is_well_formed(precision: Precision, tmp_path: Path) -> None:
+    options = CompileOptions(target=Target("cuda"), precision=precision)
+    failures = []
+    for case in cases():
+        source = tmp_path / "model.onnx"
+        source.write_bytes(case.load()[0].SerializeToString())
+        try:
+            optimized(source, options)
+        except InternalError as error:
+            failures.append(f"{case.name}: {one_line(error)}")
     assert not failures, f"{len(failures)} cases fail:\n" + "\n".join(failures)
 
 

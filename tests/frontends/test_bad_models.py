@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from miaotui.compiler.errors import CompileError, InputError, ModelError, Option
 from miaotui.compiler.options import CompileOptions, InputSpec
 from miaotui.compiler.program import DimRange
 from miaotui.frontends.onnx import import_onnx
+from miaotui.passes.base import PassContext
+from miaotui.passes.observers import Verify, run_pipeline
+from miaotui.passes.pipeline import pipeline
 from onnx import TensorProto, helper, numpy_helper
 from support.mutate import CHANGES, SEEDS, damaged_bytes, damaged_model, mlp, other_tensor, with_external_data
 
@@ -376,6 +380,17 @@ def test_damaged_graphs_are_refused_or_imported(
     path = tmp_path_factory.getbasetemp() / "graph.onnx"
     path.write_bytes(damaged_model(seed, random.Random(number)).SerializeToString())
     outcome(path)
+
+
+@settings(fuzz, max_examples=100)
+@given(seed=st.sampled_from(sorted(SEEDS)), number=st.integers(0, 2**32))
+def test_damaged_graphs_that_import_stay_well_formed_through_every_pass(
+    seed: str, number: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "passes.onnx"
+    path.write_bytes(damaged_model(seed, random.Random(number), changes=1).SerializeToString())
+    with suppress(CompileError):
+        run_pipeline(import_onnx(path).program, pipeline(CompileOptions()), PassContext(), [Verify()])
 
 
 @settings(fuzz, max_examples=60)

@@ -180,10 +180,10 @@ def damaged_bytes(seed: str, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def damaged_model(seed: str, rng: random.Random) -> onnx.ModelProto:
-    """The seed with one to three changes that keep it a parsable message."""
+def damaged_model(seed: str, rng: random.Random, changes: int = 3) -> onnx.ModelProto:
+    """The seed with one to ``changes`` changes that keep it a parsable message."""
     proto = onnx.ModelProto.FromString(_bytes(seed))
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.randint(1, changes)):
         rng.choice(CHANGES)(proto, rng)
     return proto
 
