@@ -17,6 +17,7 @@ from .reference_ops import corrected_operators
 from .signatures import STANDARD_DOMAINS
 
 if TYPE_CHECKING:
+    import onnx
     from onnx.reference.op_run import OpRun
 
 
@@ -32,7 +33,9 @@ def evaluate(model: ir.Model, inputs: Mapping[str, Array], taps: Sequence[str] =
     from onnx.reference import ReferenceEvaluator
 
     try:
-        session = ReferenceEvaluator(proto_without_initializers(model), new_ops=list(_operators()))
+        proto = proto_without_initializers(model)
+        _name_omitted(proto.graph)
+        session = ReferenceEvaluator(proto, new_ops=list(_operators()))
     except NotImplementedError as error:
         raise UnsupportedError(f"graph {model.graph.name!r}", str(error)) from error
     feeds = {
@@ -70,6 +73,19 @@ def _check(model: ir.Model, inputs: Mapping[str, Array], taps: Sequence[str]) ->
         raise UnsupportedError.of(found)
 
 
+_OMITTED = "omitted:"
+
+
+def _name_omitted(graph: onnx.GraphProto) -> None:
+    """Name omitted outputs: onnx.reference would store them as the value of every omitted input."""
+    for index, node in enumerate(graph.node):
+        for slot, name in enumerate(node.output):
+            node.output[slot] = name or f"{_OMITTED}{index}:{slot}"
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                _name_omitted(body)
+
+
 @cache
 def _operators() -> tuple[type[OpRun], ...]:
     return (*corrected_operators(), *(_operator(schema) for schema in dialect.schemas()))
@@ -87,7 +103,8 @@ def _operator(schema: dialect.OpSchema) -> type[OpRun]:
         results = schema.reference(*inputs, **attributes)
         wanted = []
         for name, result in zip(self.onnx_node.output, results, strict=False):
-            if name and result is None:
+            omitted = name.startswith(_OMITTED)
+            if result is None and not omitted:
                 raise UnsupportedError(
                     f"node {self.onnx_node.name!r} ({schema.domain}::{schema.name})",
                     f"output {name!r} has no reference semantics",

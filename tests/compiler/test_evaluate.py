@@ -85,3 +85,17 @@ def test_gather_elements_works_beyond_64_rows() -> None:
     np.testing.assert_array_equal(
         evaluate(b.model(), {"x": x, "i": np.asarray([[99, -1, 0]])})["y"], [[99, 99, 0]]
     )
+
+
+def test_an_omitted_output_is_not_the_value_of_omitted_inputs() -> None:
+    b = Builder()
+    x = b.input("x", (1, 2, 4))
+    y, *between, total = b.ops(
+        "SkipLayerNormalization", x, x, b.weight("g", np.ones(4)), outputs=4, domain="com.microsoft"
+    )
+    for value in between:
+        value.name = ""
+    b.output(b.op("Clip", total, None, b.weight("top", np.asarray(1.0)), name="clipped"))
+    b.output(y)
+    results = evaluate(b.model(), {"x": np.full((1, 2, 4), -3, np.float32)})
+    np.testing.assert_array_equal(results["clipped"], np.full((1, 2, 4), -6))
