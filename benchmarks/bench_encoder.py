@@ -35,7 +35,7 @@ def main() -> None:
                 shared.PLAIN: shared.plain_onnxruntime(path, threads, inputs),
                 shared.OURS: partial(runner.run, inputs),
                 shared.OPENVINO: shared.openvino(path, threads, inputs),
-                shared.PRODUCTS: products_alone(path, threads, inputs),
+                shared.PRODUCTS: products_alone(path, threads, TOKENS),
             }
             for name in (shared.PLAIN, shared.OURS, shared.OPENVINO):
                 shared.accuracy(name, runs[name], expected)

@@ -14,7 +14,6 @@ from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
 from .precision import PRECISION
 from .raising import RAISING
 
-
 LOWERING: dict[str, Pipeline] = {"cpu": LOWER_CPU, "cuda": LOWER_CUDA}
 """Last stage, by device: into the operators its backend runs best."""
 
