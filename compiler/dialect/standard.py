@@ -45,13 +45,16 @@ def infer_standard(
         output=[f"{i}:out" for i in range(outputs)],
         attribute=[ir.serde.serialize_attribute(a) for a in attributes.values()],
     )
-    types = onnx.shape_inference.infer_node_outputs(
-        schema,
-        node,
-        {str(v.name): _type_proto(v) for v in present},
-        {str(v.name): tensor for v in present if (tensor := data(v)) is not None},
-        opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in opsets.items()],
-    )
+    try:
+        types = onnx.shape_inference.infer_node_outputs(
+            schema,
+            node,
+            {str(v.name): _type_proto(v) for v in present},
+            {str(v.name): tensor for v in present if (tensor := data(v)) is not None},
+            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in opsets.items()],
+        )
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:  # by what it trips over
+        raise onnx.shape_inference.InferenceError(str(error)) from error
     return [_inferred(types.get(name)) for name in node.output]
 
 

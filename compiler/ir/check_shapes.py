@@ -35,14 +35,13 @@ def inference_problems(model: ir.Model) -> Iterator[Problem]:
 
 
 def _standard(node: ir.Node, opsets: Mapping[str, int]) -> Iterator[Problem]:
-    from onnx.checker import ValidationError
     from onnx.shape_inference import InferenceError
 
     try:
         inferred = infer_standard(
             node.op_type, node.inputs, node.attributes, len(node.outputs), node.domain, opsets, data=_small
         )
-    except (InferenceError, ValidationError, ValueError, RuntimeError) as error:  # by what it trips over
+    except InferenceError as error:
         yield Problem(place(node), str(error).strip().removeprefix("[ShapeInferenceError] "))
         return
     yield from _compare(node, inferred)

@@ -82,7 +82,7 @@ class _Converter:
                     self._feed(node, range(len(node.inputs)), HALF)
             elif at.outputs:
                 self._feed(node, at.inputs, FLOAT)
-            elif len({value.dtype for i in at.inputs if (value := node.inputs[i]) is not None}) > 1:
+            elif len({read.dtype for i in at.inputs if (read := node.inputs[i]) is not None}) > 1:
                 self._feed(node, at.inputs, HALF)  # a comparison of both dtypes: float32 holds either
         for graph in list(self.model.graphs()):
             for index, value in enumerate(graph.outputs):
