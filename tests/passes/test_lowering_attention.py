@@ -183,3 +183,20 @@ def test_leaves_the_present_cache_as_an_output() -> None:
     feed["q"] = RANDOM.standard_normal((2, 5, 24)).astype(np.float32)
     (result,) = check(FlattenAttention(), b.program(), [feed])
     assert result.changed == 1
+
+
+def test_sizes_without_a_name_are_not_taken_for_equal() -> None:
+    b = Builder()
+    x = b.input("x", (None, None, 24))
+    target = b.input("target", (4,), ir.DataType.INT64)
+    parts = [
+        b.op("Transpose", b.op("Reshape", b.op(kind, x), target), perm=[0, 2, 1, 3])
+        for kind in ("Neg", "Abs", "Relu")
+    ]
+    for part in parts:
+        part.producer().inputs[0].shape = ir.Shape([None, None, 3, 8])  # type: ignore[union-attr]
+        part.shape = ir.Shape([None, 3, None, 8])
+    b.output(merge(b, b.op("Attention", *parts), 24), "y")
+    feed = {"x": RANDOM.standard_normal((2, 6, 24)).astype(np.float32), "target": np.array([4, 3, 3, 8])}
+    (result,) = check(FlattenAttention(), b.program(), [feed])
+    assert result.changed == 1

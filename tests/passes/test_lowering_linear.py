@@ -94,11 +94,14 @@ def test_leaves_what_gemm_has_no_form_for(case: str) -> None:
     assert run_pass(LinearToGemm(), b.program()).changed == 0
 
 
-def residual(norm: str) -> Program:
+def residual(norm: str, dtype: Any = np.float32) -> Program:
     b = Builder()
-    x, r = b.input("x", ("batch", "seq", 8)), b.input("r", ("batch", "seq", 8))
+    kind = ir.DataType.from_numpy(np.dtype(dtype))
+    x, r = b.input("x", ("batch", "seq", 8), kind), b.input("r", ("batch", "seq", 8), kind)
     total = b.op("Add", x, r)
-    scales = [b.weight(f"s{i}", normal(8)) for i in range(2 if norm == "LayerNormalization" else 1)]
+    scales = [
+        b.weight(f"s{i}", normal(8, dtype=dtype)) for i in range(2 if norm == "LayerNormalization" else 1)
+    ]
     b.output(b.op(norm, total, *scales, axis=-1), "y")
     b.output(b.op("Neg", total), "z")
     return b.program()
@@ -112,6 +115,10 @@ def test_residual_before_layer_norm_becomes_sum() -> None:
 
 def test_residual_before_another_norm_stays() -> None:
     assert run_pass(KeepLayerNorm(), residual("RMSNormalization")).changed == 0
+
+
+def test_residual_of_float16_stays() -> None:
+    assert run_pass(KeepLayerNorm(), residual("LayerNormalization", np.float16)).changed == 0
 
 
 def test_the_runtime_does_not_fuse_sum(tmp_path: Any) -> None:

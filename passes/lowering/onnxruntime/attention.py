@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ....compiler.ir.constants import constant
 from ....compiler.ir.rewrite import Rewriter
 from ...base import PassContext, RewritePass, decline, skip
-from .heads import flat, heads_of, is_swap, shape_constant
+from .heads import flat, heads_of, is_swap, same_dims, shape_constant
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,17 @@ def _merge_back(at: Rewriter, split: ir.Value, flat_output: ir.Value, sizes: tup
         if reshape.op_type != "Reshape" or reshape.domain != "" or usage.idx != 0:
             continue
         merged = reshape.outputs[0]
-        if merged.shape is not None and flat_output.shape is not None and merged.shape == flat_output.shape:
+        if _same_shape(merged, flat_output):
             at.replace(merged, flat_output)
         elif _keeps_elements(reshape):
             allow = reshape.attributes.get_int("allowzero", 0)
             at.replace(merged, at.op("Reshape", flat_output, reshape.inputs[1], allowzero=allow or None))
     if split.uses() or split.is_graph_output():
         at.replace(split, at.op("Reshape", flat_output, shape_constant(at, [0, 0, *sizes])))
+
+
+def _same_shape(a: ir.Value, b: ir.Value) -> bool:
+    return a.shape is not None and b.shape is not None and same_dims(a.shape, b.shape)
 
 
 def _keeps_elements(reshape: ir.Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +68,19 @@ def merge_heads(at: Rewriter, value: ir.Value, hidden: int) -> ir.Value:
     node, shape = value.producer(), value.shape
     if node is not None and node.op_type == "Reshape" and node.domain == "" and shape is not None:
         whole = _input(node)
-        if whole.shape is not None and len(whole.shape) == 3 and list(whole.shape) == [*shape[:2], hidden]:
+        if whole.shape is not None and same_dims(whole.shape, [*shape[:2], hidden]):
             return whole
     merged = at.op("Reshape", value, shape_constant(at, [0, 0, hidden]))
     merged.type = value.type
     if shape is not None:
         merged.shape = ir.Shape([*shape[:2], hidden])
     return merged
+
+
+def same_dims(a: Iterable[int | ir.SymbolicDim], b: Iterable[int | ir.SymbolicDim]) -> bool:
+    """Whether two shapes are known to be equal: sizes or named symbols, no unknown dimension."""
+    first, second = list(a), list(b)
+    return first == second and all(isinstance(n, int) or n.value is not None for n in first)
 
 
 def shape_constant(at: Rewriter, sizes: list[int]) -> ir.Value:

@@ -25,7 +25,9 @@ class KeepLayerNorm(RewritePass):
     def rewrite(self, node: ir.Node, at: Rewriter, context: PassContext) -> str:
         """Swap one Add for Sum."""
         total = node.outputs[0]
-        if node.domain != "" or not any(_is_layer_norm(usage.node) for usage in total.uses()):
+        if node.domain != "" or total.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+            skip()  # Sum has no CPU kernel for other floats
+        if not any(_is_layer_norm(usage.node) for usage in total.uses()):
             skip()
         at.replace(total, at.op("Sum", *node.inputs))
         return "Sum keeps LayerNormalization out of SkipLayerNormalization"

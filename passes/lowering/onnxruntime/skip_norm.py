@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ....compiler.ir.constants import constant_tensor
 from ....compiler.ir.rewrite import Rewriter
 from ...base import PassContext, RewritePass, decline, skip
+from .heads import same_dims
 
 KERNELS = {
     "LayerNormalization": "SkipLayerNormalization",
@@ -65,8 +66,8 @@ def _require(
 ) -> None:
     if a is None or b is None or a.shape is None or b.shape is None or len(a.shape) not in (2, 3):
         decline("the addends' shapes are not known to be [sequence, hidden] or [batch, sequence, hidden]")
-    if list(a.shape) != list(b.shape):
-        decline("the addends have different shapes")
+    if not same_dims(a.shape, b.shape):
+        decline("the addends are not known to have the same shape")
     if node.attributes.get_int("axis", -1) not in (-1, len(a.shape) - 1):
         decline("it normalises more than the last axis")
     if len(node.outputs) > 1 and any(
@@ -94,7 +95,7 @@ def _without_bias(a: ir.Value, b: ir.Value) -> tuple[ir.Value, ir.Value, ir.Valu
         for product, bias in (inner.inputs, inner.inputs[::-1]):
             if product is None or bias is None or constant_tensor(bias) is None or product.shape is None:
                 continue
-            same = value.shape is not None and list(product.shape) == list(value.shape)
+            same = value.shape is not None and same_dims(product.shape, value.shape)
             if same and bias.shape is not None and list(bias.shape) == [product.shape[-1]]:
                 return product, other, bias
     return a, b, None
