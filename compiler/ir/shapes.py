@@ -12,7 +12,8 @@ from ..errors import ModelError
 from ..program import Program
 from .protos import proto_without_weights
 from .signatures import STANDARD_DOMAINS
-from .symbols import is_open, resolve_symbols
+from .symbol_sizes import is_open
+from .symbols import resolve_symbols
 
 if TYPE_CHECKING:
     import onnx
