@@ -115,31 +115,18 @@ def _view(node: ir.Node, raw: Any) -> tuple[Any, str]:
 
 
 def simplify(model: ir.Model) -> None:
-    """Inline, fold shape arithmetic and drop no-ops.
+    """Inline, fold shape arithmetic, lift constants, drop what is unused or double.
 
-    Convolutions, normalizations and weights stay as the module has them: raising and fusing is the passes'
-    work. (onnxscript's own rotary fusion gives cos and sin without a batch, which ONNX Runtime refuses.)
+    Everything else stays as the module has it: tidying, raising and fusing is the passes' work.
     """
     from onnx_ir.passes import common
-    from onnxscript import optimizer, rewriter
-    from onnxscript.rewriter.rules import common as rules
+    from onnxscript import optimizer
 
-    tidy: list[Any] = [
-        rules.cast_cast_rule, rules.no_op_cast_rule, rules.no_op_expand_rule, rules.no_op_transpose_rule,
-        rules.reshape_reshape_rule, rules.slice_split_rule, rules.squeeze_reshape_1d_rule,
-        rules.transpose_transpose_rule, rules.unsqueeze_unsqueeze_rule, rules.collapse_slice_rule,
-        rules.collapse_slice2_rule, rules.materialize_reshape_shape_rule, rules.add_0_rule, rules.sub_0_rule,
-        rules.mul_by_1_rule, rules.div_by_1_rule, rules.no_op_dynamic_scatter_nd_rule,
-        rules.no_op_static_scatter_nd_rule, rules.remove_optional_bias_from_conv_rule,
-        rules.remove_optional_bias_from_conv_transpose_rule, rules.remove_optional_bias_from_gemm_rule,
-    ]  # fmt: skip
     with quiet():
         common.InlinePass()(model)
-        for _ in range(2):
-            optimizer.fold_constants_ir(
-                model, onnx_shape_inference=True, input_size_limit=FOLD_INPUT, output_size_limit=FOLD_OUTPUT
-            )
-            rewriter.rewrite(model, tidy)
+        optimizer.fold_constants_ir(
+            model, onnx_shape_inference=True, input_size_limit=FOLD_INPUT, output_size_limit=FOLD_OUTPUT
+        )
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.DeduplicateInitializersPass()(model)
         common.CommonSubexpressionEliminationPass()(model)
