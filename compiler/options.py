@@ -75,8 +75,8 @@ class InputSpec:
 
 _SHORT_DTYPES = {
     "f64": "DOUBLE", "float64": "DOUBLE", "f32": "FLOAT", "float32": "FLOAT",
-    "f16": "FLOAT16", "float16": "FLOAT16", "bf16": "BFLOAT16", "bfloat16": "BFLOAT16", "i64": "INT64", "i32": "INT32", "i16": "INT16", "i8": "INT8",
-    "u8": "UINT8", "bool": "BOOL",
+    "f16": "FLOAT16", "float16": "FLOAT16", "bf16": "BFLOAT16", "bfloat16": "BFLOAT16",
+    "i64": "INT64", "i32": "INT32", "i16": "INT16", "i8": "INT8", "u8": "UINT8", "bool": "BOOL",
 }  # fmt: skip
 
 

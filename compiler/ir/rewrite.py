@@ -1,4 +1,4 @@
-"""The one door for graph edits: build new nodes at a place, replace old values, keep names, types and sources."""
+"""The one door for graph edits: build new nodes at a place, replace old values, keep names and sources."""
 
 from __future__ import annotations
 
