@@ -7,8 +7,9 @@ from ..compiler.errors import PlacementError, Problem
 from ..compiler.options import CompileOptions
 from ..compiler.program import Program
 from ..passes.base import PassContext
+from ..runtime.placement import left_to_cpu_by
 from .progress import Journal
-from .workbench import BACKENDS
+from .workbench import BACKENDS, Built
 
 
 def context_of(options: CompileOptions) -> PassContext:
@@ -23,10 +24,17 @@ def backend_of(options: CompileOptions) -> str:
 
 
 def check_placement(program: Program, options: CompileOptions, journal: Journal) -> None:
-    """On CUDA, name every node that would run on the CPU. Raises: PlacementError if ``strict``."""
-    if options.target.device != "cuda":
-        return
-    problems: list[Problem] = fallbacks(program, options.target)
+    """On CUDA, name every node that is bound to run on the CPU. Raises: PlacementError if ``strict``."""
+    if options.target.device == "cuda":
+        _refuse_or_note(fallbacks(program, options.target), options, journal)
+
+
+def check_session(built: Built, options: CompileOptions, journal: Journal) -> None:
+    """The same, as a real session on the device has placed them. Raises: PlacementError if ``strict``."""
+    _refuse_or_note(left_to_cpu_by(built.model), options, journal)
+
+
+def _refuse_or_note(problems: list[Problem], options: CompileOptions, journal: Journal) -> None:
     if problems and options.strict:
         raise PlacementError.of(problems)
     for problem in problems:

@@ -9,6 +9,7 @@ from ..compiler.options import CompileOptions
 from ..runtime.bench import BenchResult
 from ..runtime.compare import tolerance_for
 from .bisect import IMPORT, find_culprit
+from .context import check_session
 from .lower import Lowered, Recipe
 from .never_slower import Trial, keep_what_pays, race
 from .progress import Journal
@@ -46,6 +47,8 @@ class Judge:
         """The result proved; and if it can run here and timing is on, without the passes that cost time."""
         with self.journal.stage("verify"):
             result = self.proved(result)
+        if result.proof is not None:
+            check_session(result.best, self.options, self.journal)
         if result.proof is None or self.options.timing <= 0:
             return result
         with self.journal.stage("time"):
