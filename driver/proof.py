@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..compiler.errors import InputError
 from ..compiler.ir.examples import example_inputs
 from ..compiler.program import DimRange, Program
 from ..compiler.reference import Arrays
@@ -32,11 +33,11 @@ class Evidence:
     @classmethod
     def of(cls, imported: Import, seed: int) -> Evidence:
         """Run the source on the user's example inputs, else made-up ones, and on other sizes with padding."""
-        program = imported.program
-        first = imported.examples or example_inputs(program, sizes=_typical_sizes(program), seed=seed)
-        sizes = _other_sizes(program, first)
-        second = example_inputs(program, sizes=sizes, seed=seed + 1) if sizes else first
-        inputs = [first, _padded(second)] if sizes or _masks(first) else [first]
+        try:
+            inputs = _inputs(imported, seed)
+        except MemoryError as error:
+            fact = "example inputs of these sizes do not fit in memory"
+            raise InputError("inputs", fact, "fix smaller sizes with --input or --dim") from error
         run = imported.reference.run
         found = tuple(Case(arrays, run(arrays)) for arrays in inputs)
         return cls(imported.reference.name, found)
@@ -66,6 +67,14 @@ class Proof:
         for item in self.found:
             greatest[item.name] = max(greatest.get(item.name, 0.0), item.scaled)
         return greatest
+
+
+def _inputs(imported: Import, seed: int) -> list[Arrays]:
+    program = imported.program
+    first = imported.examples or example_inputs(program, sizes=_typical_sizes(program), seed=seed)
+    sizes = _other_sizes(program, first)
+    second = example_inputs(program, sizes=sizes, seed=seed + 1) if sizes else first
+    return [first, _padded(second)] if sizes or _masks(first) else [first]
 
 
 def _typical_sizes(program: Program) -> dict[str, int]:
