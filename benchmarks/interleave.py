@@ -78,9 +78,9 @@ def openvino(path: Path, threads: int, inputs: Arrays) -> Run:
 
 
 @contextmanager
-def compiled(module: Any, inputs: Arrays, dims: Mapping[str, object]) -> Iterator[miaotui.Executable]:
-    """The module compiled for the CPU; the benchmark itself compares with torch and times."""
-    executable = miaotui.compile(module, inputs, dims=dims, verify=False)
+def compiled(model: Any, inputs: Arrays, dims: Mapping[str, object]) -> Iterator[miaotui.Executable]:
+    """The module or ONNX file compiled for the CPU; the benchmark itself compares with torch and times."""
+    executable = miaotui.compile(model, inputs, dims=dims, verify=False)
     try:
         yield executable
     finally:
