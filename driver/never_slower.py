@@ -16,7 +16,7 @@ from .workbench import Built, Workbench
 NOISE = 0.98
 """A pass is reverted if its speedup is, with 95 % confidence, below this."""
 
-TRIAL = 1.5
+TRIAL = 0.8
 """Seconds spent on timing one pass."""
 
 
