@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Two workers, each with one thread for the frameworks: most of the time is Python tracing models.
+PARALLEL := -n 2 --dist worksteal
+export OMP_NUM_THREADS := 1
 ROOMS := cli compiler driver frontends passes runtime
 
 .PHONY: install demo test quick check bench clean
@@ -19,10 +22,10 @@ demo: $(INSTALLED)
 
 # Lint and types first: they take seconds and say most.
 test: check
-	$(BIN)/python -m pytest -q --durations=15
+	$(BIN)/python -m pytest -q --durations=25 $(PARALLEL)
 
 quick: check
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(PARALLEL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
