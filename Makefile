@@ -2,9 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Two workers, each with one thread for the frameworks: most of the time is Python tracing models.
 PARALLEL := -n 2 --dist worksteal
-export OMP_NUM_THREADS := 1
 ROOMS := cli compiler driver frontends passes runtime
 
 .PHONY: install demo test quick check bench clean
@@ -20,7 +18,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
-# Lint and types first: they take seconds and say most.
+# Lint and types first: they take seconds and say most. Two workers, each with one thread for the frameworks.
+test quick: export OMP_NUM_THREADS = 1
 test: check
 	$(BIN)/python -m pytest -q --durations=25 $(PARALLEL)
 
