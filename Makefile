@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PARALLEL := -n 2 --dist worksteal
 ROOMS := cli compiler driver frontends passes runtime
 
 .PHONY: install demo test quick check bench clean
@@ -18,13 +17,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
-# Lint and types first: they take seconds and say most. Two workers, each with one thread for the frameworks.
-test quick: export OMP_NUM_THREADS = 1
+# Lint and types first: they take seconds and say most.
 test: check
-	$(BIN)/python -m pytest -q --durations=25 $(PARALLEL)
+	$(BIN)/python -m pytest -q --durations=15
 
 quick: check
-	$(BIN)/python -m pytest -q -m "not slow" $(PARALLEL)
+	$(BIN)/python -m pytest -q -m "not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -38,7 +38,6 @@ def compile_model(
     verify: a.Verify = True,
     seed: a.Seed = 0,
     keep_source: a.KeepSource = True,
-    numerics: a.Numerics = False,
     output_format: a.FormatOption = Format.table,
     quiet: a.Quiet = False,
     verbose: a.Verbose = False,
@@ -62,7 +61,6 @@ def compile_model(
         timing=timing,
         verify=verify,
         keep_source=keep_source,
-        numerics=numerics,
         seed=seed,
     )
     known_passes(why_not)

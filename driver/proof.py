@@ -11,8 +11,7 @@ from ..compiler.ir.examples import example_inputs
 from ..compiler.program import DimRange, Program
 from ..compiler.reference import Arrays
 from ..frontends.base import Import
-from ..passes.observers import Numerics
-from ..runtime.compare import Difference, differences, scaled_error, worst
+from ..runtime.compare import Difference, differences, worst
 from .workbench import Built
 
 
@@ -42,11 +41,6 @@ class Evidence:
         run = imported.reference.run
         found = tuple(Case(arrays, run(arrays)) for arrays in inputs)
         return cls(imported.reference.name, found)
-
-    def numerics(self) -> Numerics:
-        """An observer that evaluates the first case after every pass."""
-        first = self.cases[0]
-        return Numerics(first.inputs, first.expected, scaled_error)
 
 
 @dataclass(frozen=True, slots=True)

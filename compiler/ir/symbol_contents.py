@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from ..program import Dim
-from .symbol_sizes import Dims
+from .symbol_sizes import Dims, quotient
 
 if TYPE_CHECKING:
     from .symbols import Walk
@@ -25,6 +26,13 @@ def _shape_contents(walk: Walk, node: ir.Node) -> Dims | None:
 
 def _same_contents(walk: Walk, node: ir.Node) -> Dims | None:
     return walk.read(node.inputs[0])
+
+
+def _cast_contents(walk: Walk, node: ir.Node) -> Dims | None:
+    source, target = (None if v is None else v.dtype for v in (node.inputs[0], node.outputs[0]))
+    if source == target or target in (ir.DataType.INT64, ir.DataType.INT32):
+        return walk.read(node.inputs[0])
+    return None  # a float divides otherwise, and True is 1
 
 
 def _gathered_contents(walk: Walk, node: ir.Node) -> Dims | None:
@@ -57,8 +65,17 @@ def _joined_contents(walk: Walk, node: ir.Node) -> Dims | None:
     return joined
 
 
+_NUMBERS: dict[str, Callable[[int, int], int]] = {
+    "Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Max": max, "Min": min,
+    "Equal": operator.eq, "Less": operator.lt, "Greater": operator.gt,
+    "And": operator.and_, "Or": operator.or_,
+}  # fmt: skip
+
+
 def _computed_contents(walk: Walk, node: ir.Node) -> Dims | None:
-    a, b = (walk.read(v) for v in node.inputs[:2])
+    if len(node.inputs) != 2:
+        return None
+    a, b = (walk.read(v) for v in node.inputs)
     if a is None or b is None or not a or not b:
         return None
     length = max(len(a), len(b))
@@ -67,19 +84,32 @@ def _computed_contents(walk: Walk, node: ir.Node) -> Dims | None:
 
 
 def _compute(op: str, a: Dim, b: Dim) -> Dim:
-    if op == "Equal":
-        if a is None or b is None:
-            return None
-        known = (isinstance(a, int) and isinstance(b, int)) or a == b
-        negative = (isinstance(a, int) and a < 0) or (isinstance(b, int) and b < 0)  # no size is
-        return int(a == b) if known else 0 if negative else None
+    if a is None or b is None:
+        return None
     if isinstance(a, int) and isinstance(b, int):
-        quotient = a // b if b > 0 and a >= 0 else None  # ONNX truncates, Python floors
-        return {"Add": a + b, "Sub": a - b, "Mul": a * b, "Div": quotient}[op]
-    neutral = 1 if op in ("Mul", "Div") else 0
-    if b == neutral:
-        return a
-    return b if a == neutral and op in ("Add", "Mul") else None
+        if op == "Div":
+            return a // b if b > 0 and a >= 0 else None  # ONNX truncates, Python floors
+        return int(_NUMBERS[op](a, b))
+    if any(isinstance(d, int) and d < 0 for d in (a, b)):
+        return 0 if op == "Equal" else None  # no size is negative
+    match op:
+        case "Equal":
+            return 1 if a == b else None
+        case "Mul":
+            return quotient([a, b], [])
+        case "Div":
+            return quotient([a], [b]) if isinstance(b, int) else None
+        case "Add" if a == 0:
+            return b
+        case "Add" | "Sub" if b == 0:
+            return a
+    return None
+
+
+def _product_contents(walk: Walk, node: ir.Node) -> Dims | None:
+    data = walk.read(node.inputs[0])
+    every = not node.attributes.get_int("noop_with_empty_axes", 0)
+    return [quotient(data, [])] if data is not None and every else None
 
 
 def _chosen_contents(walk: Walk, node: ir.Node) -> Dims | None:
@@ -97,15 +127,16 @@ def _filled_contents(walk: Walk, node: ir.Node) -> Dims | None:
     sizes = walk.read(node.inputs[0])
     fill = node.attributes.get("value")
     tensor = None if fill is None else fill.as_tensor()
-    if tensor is None or not tensor.dtype.is_integer() or sizes is None or len(sizes) != 1:
+    if tensor is None or tensor.numpy().dtype.kind not in "iub" or sizes is None or len(sizes) > 1:
         return None
-    count = sizes[0]
+    count = sizes[0] if sizes else 1
     return [int(tensor.numpy().item())] * count if isinstance(count, int) and count <= LIMIT else None
 
 
 CONTENTS: dict[str, Callable[[Walk, ir.Node], Dims | None]] = {
     "Shape": _shape_contents, "Gather": _gathered_contents, "Slice": _sliced_contents,
     "Concat": _joined_contents, "Where": _chosen_contents, "ConstantOfShape": _filled_contents,
-    **dict.fromkeys(("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape"), _same_contents),
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Equal"), _computed_contents),
+    "Cast": _cast_contents, "ReduceProd": _product_contents,
+    **dict.fromkeys(("Identity", "Squeeze", "Unsqueeze", "Reshape"), _same_contents),
+    **dict.fromkeys((*_NUMBERS, "Div"), _computed_contents),
 }  # fmt: skip

@@ -120,22 +120,22 @@ def _reshape(walk: Walk, node: ir.Node) -> Dims | None:
         target = [dims[i] if d == 0 and i < len(dims) else d for i, d in enumerate(target)]
     unknown = [i for i, d in enumerate(target) if d is None or d == -1]
     if len(unknown) == 1:
-        target[unknown[0]] = _quotient(dims, [d for i, d in enumerate(target) if i != unknown[0]])
+        target[unknown[0]] = quotient(dims, [d for i, d in enumerate(target) if i != unknown[0]])
     return [None if d == -1 else d for d in target]
 
 
 def _flatten(walk: Walk, node: ir.Node) -> Dims | None:
     dims, axis = walk.dims(node.inputs[0]), node.attributes.get_int("axis", 1)
-    return None if dims is None else [_quotient(dims[:axis], []), _quotient(dims[axis:], [])]
+    return None if dims is None else [quotient(dims[:axis], []), quotient(dims[axis:], [])]
 
 
-def _quotient(dividend: Dims, divisor: Dims) -> Dim:
+def quotient(dividend: Dims, divisor: Dims) -> Dim:
     """``product(dividend) / product(divisor)``: a size, a symbol or a product of them."""
     above, below = _factors(dividend), _factors(divisor)
     if above is None or below is None or below[0] == 0 or above[0] % below[0] or below[1] - above[1]:
         return None
     number, symbols = above[0] // below[0], sorted((above[1] - below[1]).elements())
-    if not symbols:
+    if not symbols or not number:
         return number
     return "*".join(([str(number)] if number != 1 else []) + symbols)
 

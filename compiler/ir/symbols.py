@@ -8,6 +8,7 @@ Where, ...), and then replaces it everywhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import onnx_ir as ir
 
@@ -23,12 +24,7 @@ _SINCE = 13
 
 
 def resolve_symbols(graph: ir.Graph) -> None:
-    """Replace the open sizes of ``graph`` and its subgraphs by what they can be derived to be.
-
-    Models of older opsets, whose operators have other forms, are left as they are.
-    """
-    if graph.opset_imports.get("", 0) < _SINCE:
-        return
+    """Replace the open sizes of ``graph`` and its subgraphs by what they can be derived to be."""
     walk = Walk(graph)
     for node in graph:
         walk.visit(node)
@@ -40,11 +36,16 @@ def resolve_symbols(graph: ir.Graph) -> None:
 
 
 class Walk:
-    """``meaning``: what open names turned out to be; ``contents``: integers in values; ``seen``: names."""
+    """``meaning``: what open names turned out to be; ``contents``: integers in values; ``seen``: names.
 
-    __slots__ = ("contents", "meaning", "opsets", "seen")
+    ``is_open`` says of a size whether it is worth deriving; without it, the names that inference gave are.
+    Models of older opsets, whose operators have other forms, are left as they are.
+    """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    __slots__ = ("contents", "is_open", "meaning", "opsets", "seen")
+
+    def __init__(self, graph: ir.Graph, is_open: Callable[[Dim], bool] = is_open) -> None:
+        self.is_open = is_open
         self.meaning: dict[str, Dim] = {}
         self.contents: dict[ir.Value, Dims] = {}
         self.seen = {dim_of(d) for v in graph.inputs for d in v.shape or ()}
@@ -60,11 +61,13 @@ class Walk:
         """What ``dim`` is known to be by now."""
         return self.meaning.get(dim, dim) if isinstance(dim, str) else dim
 
-    def rename(self, value: ir.Value) -> None:
-        """Record what the open sizes of ``value`` turned out to be."""
+    def rename(self, value: ir.Value) -> bool:
+        """Record what the open sizes of ``value`` turned out to be; whether any did."""
         dims = self.dims(value)
-        if dims is not None and dims != list(map(dim_of, value.shape or ())):
-            value.shape = ir.Shape(dims)
+        changed = dims is not None and dims != list(map(dim_of, value.shape or ()))
+        if changed:
+            value.shape = ir.Shape(dims or ())
+        return changed
 
     def read(self, value: ir.Value | None) -> Dims | None:
         """The integers in ``value``, each known, a symbol or None; None if nothing is known of them."""
@@ -82,11 +85,12 @@ class Walk:
 
     def visit(self, node: ir.Node) -> None:
         """Follow the integers that ``node`` computes, and derive the open sizes that first appear in it."""
-        known = signature("", node.op_type, self.opsets.get("", 0)) if node.domain == "" else None
+        opset = self.opsets.get("", 0)
+        known = signature("", node.op_type, opset) if node.domain == "" and opset >= _SINCE else None
         if known is None or not known.min_inputs <= len(node.inputs) <= known.max_inputs:
             return
-        follow = CONTENTS.get(node.op_type)
-        if follow is not None and len(self.dims(node.outputs[0]) or ()) <= 1:
+        follow, dims = CONTENTS.get(node.op_type), self.dims(node.outputs[0])
+        if follow is not None and dims is not None and len(dims) <= 1:
             found = follow(self, node)
             if found is not None and len(found) <= LIMIT:
                 self.contents[node.outputs[0]] = found
@@ -94,7 +98,7 @@ class Walk:
             dim
             for value in node.outputs
             for dim in self.dims(value) or ()
-            if isinstance(dim, str) and is_open(dim) and dim not in self.seen
+            if isinstance(dim, str) and self.is_open(dim) and dim not in self.seen
         ]
         if fresh:
             self.derive(node)
@@ -109,7 +113,9 @@ class Walk:
             if dims is None or recorded is None or len(dims) != len(recorded):
                 continue
             for old, new in zip(recorded, dims, strict=True):
-                if isinstance(old, str) and is_open(old) and old not in self.seen and new not in (None, old):
+                if new in (None, old) or not isinstance(old, str):
+                    continue
+                if self.is_open(old) and old not in self.seen:
                     self.meaning[old] = new
 
     def inferred_again(self, node: ir.Node) -> list[Dims | None]:

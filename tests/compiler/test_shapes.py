@@ -79,6 +79,23 @@ def test_sizes_are_followed_where_onnx_loses_them() -> None:
     assert found["half"] == "[batch,sequence,6]"
 
 
+def test_products_of_sizes_are_named_and_floats_are_not_taken_for_integers() -> None:
+    b = Builder()
+    x = b.input("x", ("batch", "sequence", 7))
+    sizes, one, two = (b.op("Shape", x), *(b.weight(f"n{n}", np.asarray([n])) for n in (1, 2)))
+    batch, seven = (b.op("Gather", sizes, b.weight(f"at{n}", np.asarray([n]))) for n in (0, 2))
+    twice = b.op("Mul", batch, two)
+    b.output(b.op("Expand", one, twice, name="twice"))
+    b.output(b.op("Expand", one, b.op("Div", b.op("Mul", twice, two), two), name="exact"))
+    b.output(b.op("Expand", one, b.op("ReduceProd", sizes, keepdims=1), name="all"))
+    half = b.op("Div", b.op("Cast", seven, to=1), b.op("Cast", two, to=1))
+    doubled = b.op("Cast", b.op("Mul", half, b.op("Cast", two, to=1)), to=INT64)
+    b.output(b.op("Expand", one, doubled, name="seven"))
+    found = shapes(b.model())
+    assert found["twice"] == found["exact"] == "[2*batch]" and found["all"] == "[7*batch*sequence]"
+    assert found["seven"].startswith("[unk__") or found["seven"] == "[7]"
+
+
 def test_sizes_that_may_differ_are_not_taken_for_equal() -> None:
     b = Builder()
     x, y = b.input("x", ("n", 4)), b.input("y", ("m", 4))

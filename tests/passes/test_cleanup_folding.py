@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from miaotui.compiler.ir.printer import print_program
 from miaotui.passes.base import PassContext
@@ -102,6 +103,14 @@ def test_sizes_that_are_static_are_constants_and_symbols_are_not() -> None:
     for step in CLEANUP:
         check(step, program, X)
     assert operators(program)["Shape"] == 1
+
+
+def test_an_exporters_formula_for_a_size_gives_way_to_the_inputs_name() -> None:
+    program = graph(SIGNATURE, "r = Relu(x) y = Neg(r)")
+    (relu, _) = program.main.graph
+    relu.outputs[0].shape = ir.Shape(["b", "((s**2)//s)", 8])
+    assert FoldShapes().run(program, PassContext()).changed
+    assert str(relu.outputs[0].shape) == "[b,s,8]"
 
 
 def test_an_expand_to_its_own_symbolic_shape_disappears() -> None:
