@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PARALLEL := -n 2 --dist worksteal
 ROOMS := cli compiler driver frontends passes runtime
 
 .PHONY: install demo test quick check bench clean
@@ -17,12 +18,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
-# Lint and types first: they take seconds and say most.
+# Lint and types first: they take seconds and say most. Two workers, each with one thread for the frameworks.
+test quick: export OMP_NUM_THREADS = 1
 test: check
-	$(BIN)/python -m pytest -q --durations=15
+	$(BIN)/python -m pytest -q --durations=25 $(PARALLEL)
 
 quick: check
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(PARALLEL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

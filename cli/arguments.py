@@ -107,6 +107,12 @@ KeepSource: TypeAlias = Annotated[
     bool,
     _option("--keep-source/--no-keep-source", panel=OUTPUT, help="Keep the plain model to bench against."),
 ]
+Numerics: TypeAlias = Annotated[
+    bool,
+    _option(
+        "--numerics/--no-numerics", panel=PASSES, help="Evaluate after every pass; note its error (slow)."
+    ),
+]
 Seed: TypeAlias = Annotated[int, _option("--seed", panel=TIME, help="Seed of made-up inputs.")]
 Output: TypeAlias = Annotated[
     Path | None,
@@ -144,6 +150,7 @@ def compile_options(
     timing: float,
     verify: bool,
     keep_source: bool,
+    numerics: bool,
     seed: int,
 ) -> CompileOptions:
     """The options object; ``.npz`` files among ``inputs`` are for ``example_arrays``. Raises: OptionError."""
@@ -164,6 +171,7 @@ def compile_options(
         timing=timing,
         verify=verify,
         keep_source=keep_source,
+        numerics=numerics,
         seed=seed,
     )
 

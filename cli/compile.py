@@ -38,6 +38,7 @@ def compile_model(
     verify: a.Verify = True,
     seed: a.Seed = 0,
     keep_source: a.KeepSource = True,
+    numerics: a.Numerics = False,
     output_format: a.FormatOption = Format.table,
     quiet: a.Quiet = False,
     verbose: a.Verbose = False,
@@ -61,6 +62,7 @@ def compile_model(
         timing=timing,
         verify=verify,
         keep_source=keep_source,
+        numerics=numerics,
         seed=seed,
     )
     known_passes(why_not)

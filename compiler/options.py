@@ -112,7 +112,8 @@ class CompileOptions:
     for the never-slower check. ``enable`` and ``disable`` hold pass specs (``fuse-qkv``,
     ``convert-fp16{keep=Softmax}``). ``budget``: greatest scaled error allowed against the source.
     ``threads``: intra-op threads for timing (default: all cores). ``timing``: seconds the never-slower
-    check may spend.
+    check may spend. ``numerics``: evaluate the program without a backend after every pass and report the
+    error (slow).
     """
 
     target: Target = Target()
@@ -129,6 +130,7 @@ class CompileOptions:
     timing: float = 8.0
     verify: bool = True
     keep_source: bool = True
+    numerics: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

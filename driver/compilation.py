@@ -61,7 +61,10 @@ def compile_model(
     del imported  # the source's session or module: its memory is needed now
     with journal.stage("transform"):
         observers: list[Observer] = [Verify(), *([SaveIR(save_ir)] if save_ir is not None else [])]
-        lowered = recipe.lower(observers=observers)
+        numerics = None if evidence is None or not options.numerics else evidence.numerics()
+        lowered = recipe.lower(observers=observers if numerics is None else [*observers, numerics])
+        for name, error in () if numerics is None else numerics.errors:
+            journal.note(f"numerics: scaled error {error:.1e} after {name}")
         check_placement(lowered.program, options, journal)
 
     temporary = Path(tempfile.mkdtemp(prefix="miaotui-")) if output is None else None

@@ -11,7 +11,8 @@ from ..compiler.ir.examples import example_inputs
 from ..compiler.program import DimRange, Program
 from ..compiler.reference import Arrays
 from ..frontends.base import Import
-from ..runtime.compare import Difference, differences, worst
+from ..passes.observers import Numerics
+from ..runtime.compare import Difference, differences, scaled_error, worst
 from .workbench import Built
 
 
@@ -41,6 +42,11 @@ class Evidence:
         run = imported.reference.run
         found = tuple(Case(arrays, run(arrays)) for arrays in inputs)
         return cls(imported.reference.name, found)
+
+    def numerics(self) -> Numerics:
+        """An observer that evaluates the first case after every pass."""
+        first = self.cases[0]
+        return Numerics(first.inputs, first.expected, scaled_error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,18 @@
-"""Run a pipeline under observers: verification, timing and snapshots happen between passes."""
+"""Run a pipeline under observers: verification, timing, snapshots and numerics happen between passes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ..compiler.ir.evaluate import evaluate
 from ..compiler.ir.printer import print_program
 from ..compiler.ir.verify import verify
 from ..compiler.program import Program
+from ..compiler.reference import Array, Arrays
 from .base import Pass, PassContext, PassResult, Pipeline
 
 
@@ -72,3 +74,25 @@ class SaveIR:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{self.count:02}-{step.name}.txt"
             path.write_text(print_program(program), encoding="utf-8")
+
+
+@dataclass(slots=True)
+class Numerics:
+    """Evaluate the program without a backend after every pass that changed it; remembers the error.
+
+    Needs no kernels, only patience. ``inputs`` and ``expected``: by name, of entry ``main``.
+    ``distance``: scaled error of one output. ``errors``: (pass, greatest scaled error of any output), in
+    order; the pass after which it jumps is the guilty one.
+    """
+
+    inputs: Arrays
+    expected: Arrays
+    distance: Callable[[Array, Array], float]
+    errors: list[tuple[str, float]] = field(default_factory=list)
+
+    def after(self, step: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Evaluate and record."""
+        if result.changed:
+            outputs = evaluate(program.main, self.inputs)
+            worst = max(self.distance(outputs[name], value) for name, value in self.expected.items())
+            self.errors.append((step.name, worst))

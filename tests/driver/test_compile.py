@@ -13,6 +13,7 @@ from miaotui.compiler.options import CompileOptions, InputSpec, Target
 from miaotui.compiler.reference import Arrays
 from miaotui.driver.compilation import compile_model
 from miaotui.frontends import load as loading
+from miaotui.frontends.base import Import
 from miaotui.passes.pipeline import pipeline
 from support.bad_passes import BreakRelu, SlowRelu
 
@@ -78,7 +79,7 @@ def test_wrong_import_raises_and_leaves_the_older_folder(
 
     original = loading.load
 
-    def lying(source: object, options: CompileOptions, inputs: object = None) -> loading.Import:
+    def lying(source: object, options: CompileOptions, inputs: object = None) -> Import:
         imported = original(source, options, inputs)
         honest = imported.reference.run
         imported.reference.run = lambda x: {k: v + 1 for k, v in honest(x).items()}  # type: ignore[method-assign]
@@ -105,7 +106,7 @@ def test_dynamic_programs_are_proved_at_two_sizes(classifier: Path, monkeypatch:
     seen: list[tuple[int, ...]] = []
     original = loading.load
 
-    def watched(source: object, options: CompileOptions, inputs: object = None) -> loading.Import:
+    def watched(source: object, options: CompileOptions, inputs: object = None) -> Import:
         imported = original(source, options, inputs)
         honest = imported.reference.run
 
@@ -137,3 +138,12 @@ def test_cuda_executable_is_built_without_a_gpu(classifier: Path, tmp_path: Path
         assert any("not proved or timed here" in note for note in executable.report["notes"])
         with pytest.raises(miaotui.ToolError, match="CUDA"):
             executable.run({"x": np.zeros((1, 32), np.float32)})
+
+
+def test_numerics_names_the_error_after_every_pass(classifier: Path) -> None:
+    options = CompileOptions(timing=0, budget=10.0, numerics=True)
+    with compile_model(classifier, options, passes=[*pipeline(options), BreakRelu()]) as executable:
+        notes = [note for note in executable.report["notes"] if note.startswith("numerics")]
+    errors = {note.split()[-1]: float(note.split()[3]) for note in notes}
+    assert errors.pop("break-relu") > 1e-2
+    assert all(error < 1e-5 for error in errors.values())
