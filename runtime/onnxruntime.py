@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeAlias
 
 import numpy as np
 
@@ -52,6 +52,9 @@ class Model:
     place: str = "model"
 
 
+Form: TypeAlias = tuple[tuple[str, np.dtype[Any], tuple[int, ...], bool], ...]
+
+
 class OnnxRuntimeRunner:
     """One session over a built model. ``run`` may be called from several threads.
 
@@ -77,6 +80,7 @@ class OnnxRuntimeRunner:
         self._tensors = {i.name for i in self._session.get_inputs() if i.type.startswith("tensor(")}
         self._device = model.target.device
         self._has_foreign = any(map(is_foreign, [*self.inputs, *self.outputs]))
+        self._accepted: Form | None = None
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
         """Outputs by name; ``inputs`` are arrays or tensors by name.
@@ -101,6 +105,15 @@ class OnnxRuntimeRunner:
 
     def check(self, inputs: Mapping[str, Any]) -> Arrays:
         """``inputs`` as arrays that fit the signature. Raises: InputError listing every one that does not."""
+        # Cold, after a run, the full check takes 0.2 ms: arrays formed like the last accepted pass at once.
+        form = _form(inputs)
+        if form is not None and form == self._accepted:
+            return dict(inputs)
+        arrays = self._checked(inputs)
+        self._accepted = form if all(arrays[name] is inputs[name] for name in arrays) else None
+        return arrays
+
+    def _checked(self, inputs: Mapping[str, Any]) -> Arrays:
         others = {name: inputs[name] for name in inputs if name not in self._tensors and self._is_input(name)}
         tensors = {name: value for name, value in inputs.items() if name not in others}
         return checked(tensors, [s for s in self.inputs if s.name in self._tensors], self._dims) | others
@@ -138,6 +151,16 @@ class OnnxRuntimeRunner:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _form(inputs: Mapping[str, Any]) -> Form | None:
+    """What a check decides by, if all are plain arrays: names, dtypes, shapes. None for anything else."""
+    form = []
+    for name, value in inputs.items():
+        if type(value) is not np.ndarray or value.dtype.hasobject:
+            return None
+        form.append((name, value.dtype, value.shape, value.flags.c_contiguous))
+    return tuple(form)
 
 
 def _session(ort: Any, model: Model, data: bytes, threads: int) -> Any:
