@@ -109,7 +109,7 @@ def _sink(node: ir.Node) -> bool:
         built[1] = at.const(np.asarray(axes, np.int64), f"{node.name}_axes")
     out = node.outputs[0]
     new = at.op(node.op_type, *built, **attributes)
-    if node.op_type == "ReduceMean" and not attributes.get("keepdims", 1):
+    if node.op_type == "ReduceMean" and attributes.get("keepdims", 1) != 1:
         at.replace(out, new)
         return True
     new.type = out.type
@@ -148,7 +148,7 @@ def _moved_axes(node: ir.Node, perm: tuple[int, ...]) -> tuple[dict[str, Any], t
         return None
     axes = {int(axis) % len(perm) for axis in given}
     kept = [perm[axis] for axis in range(len(perm)) if axis not in axes]
-    if not node.attributes.get_int("keepdims", 1) and kept != sorted(kept):
+    if node.attributes.get_int("keepdims", 1) != 1 and kept != sorted(kept):
         return None
     return attributes, tuple(sorted(perm[axis] for axis in axes))
 

@@ -26,7 +26,7 @@ class RaiseGlobalPool(RaisingPass):
         if x is None or rank(x) != 4 or reduced_axes(node) != (2, 3) or x.dtype != ir.DataType.FLOAT:
             skip()
         pooled = at.op("GlobalAveragePool", x)
-        if not node.attributes.get_int("keepdims", 1):
+        if node.attributes.get_int("keepdims", 1) != 1:
             pooled.type = out.type
             pooled = at.op("Squeeze", pooled, at.const(np.array([2, 3], np.int64), "spatial_axes"))
         at.replace(out, pooled)

@@ -61,7 +61,7 @@ def centred(value: ir.Value, axis: int, region: Region) -> ir.Value | None:
     if sub is None or mean is None or mean.inputs[0] is not sub.inputs[0] or sub.inputs[0] is None:
         return None
     axes = reduced_axes(mean)
-    if not mean.attributes.get_int("keepdims", 1) or not axes or len(axes) != -axis:
+    if mean.attributes.get_int("keepdims", 1) != 1 or not axes or len(axes) != -axis:
         return None
     if axes[-1] != len(sub.inputs[0].shape or ()) - 1 or axes[-1] - axes[0] != len(axes) - 1:
         return None

@@ -46,7 +46,7 @@ def mean_square(radicand: ir.Value, region: Region) -> tuple[ir.Value, int, floa
     add = region.find(radicand, "Add")
     split = operand_and_number(add) if add is not None else None
     mean = region.find(split[0], "ReduceMean") if split is not None else None
-    if split is None or mean is None or not mean.attributes.get_int("keepdims", 1):
+    if split is None or mean is None or mean.attributes.get_int("keepdims", 1) != 1:
         return None
     squared = _squared(mean.inputs[0], region)
     axes, count = reduced_axes(mean), rank(mean.inputs[0])

@@ -60,7 +60,8 @@ def test_any_change_under_a_valid_hash_is_read_or_refused(data: st.DataObject) -
         manifest = Manifest.loads(json.dumps({**tree, "sha256": _hash(tree)}), "manifest.json")
     except ArtifactError:
         return
-    assert Manifest.loads(manifest.dumps(), "manifest.json") == manifest
+    again = Manifest.loads(manifest.dumps(), "manifest.json")
+    assert again.dumps() == manifest.dumps()  # as text: a field may be NaN, which equals nothing
 
 
 @settings(max_examples=200, deadline=None)
