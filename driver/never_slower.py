@@ -16,8 +16,8 @@ from .workbench import Built, Workbench
 NOISE = 0.98
 """A pass is reverted if its speedup is, with 95 % confidence, below this."""
 
-TRIAL = 0.8
-"""Seconds spent on timing one pass."""
+TRIAL = 1.5
+"""Seconds spent on timing one pass: fewer leave too few rounds for a verdict at several threads."""
 
 
 TOGETHER = 256 << 20
