@@ -54,10 +54,15 @@ class Draft:
         """Drop variant ``name``; its weights stay if another variant has the same."""
         shutil.rmtree(self.path / "variants" / name, ignore_errors=True)
 
-    def asset(self, name: str, source: Path) -> None:
-        """Carry the file ``source`` (a tokenizer, a generation config) as ``name``."""
+    def asset(self, name: str, source: Path | bytes) -> None:
+        """Carry ``source``, a file or contents (a tokenizer, a generation config), as ``name``."""
+        target = self.path / name
         with _writing(self.folder):
-            shutil.copyfile(source, self.path / name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(source, bytes):
+                target.write_bytes(source)
+            else:
+                shutil.copyfile(source, target)
 
     def golden(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], entry: str = "main") -> None:
         """Keep ``inputs`` and the source framework's ``outputs``, to verify without the framework."""

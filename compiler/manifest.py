@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .errors import ArtifactError
 from .jsonable import from_json, to_json
-from .program import Call, DimRange, TensorSpec
+from .program import Call, Decoding, DimRange, TensorSpec
 
 SCHEMA = 1
 """Version of this file's layout; a reader takes exactly its own."""
@@ -92,7 +92,8 @@ class Manifest:
 
     ``default``: the variant that runs unless another is named. ``layers``: source layer path → name of
     the value it computes. ``options``, ``timings``: as the driver gave them, any JSON. ``environment``:
-    package → version. ``files``: every file but the manifest; the writer fills it.
+    package → version. ``files``: every file but the manifest; the writer fills it. ``decoding``: how the
+    entry with state is driven, None for a model that keeps none.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Manifest:
     default: str
     dims: Mapping[str, DimRange] = field(default_factory=dict)
     call: Call | None = None
+    decoding: Decoding | None = None
     layers: Mapping[str, str] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -141,6 +143,8 @@ class Manifest:
     def _check(self, place: str) -> None:
         if self.default not in self.variants:
             raise ArtifactError(place, f"its default variant {self.default!r} does not exist")
+        if self.decoding is not None and self.decoding.entry not in self.entries:
+            raise ArtifactError(place, f"its decoding entry {self.decoding.entry!r} does not exist")
         for name in self.files:
             if not is_inside(name):
                 raise ArtifactError(place, f"file {name!r} lies outside the folder", "don't open this folder")

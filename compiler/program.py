@@ -87,13 +87,57 @@ class Call:
     tensors: str = "numpy"
 
 
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """A tensor that lives between runs of an entry: what ``output`` held after one, ``input`` is in the next.
+
+    Both are ``[batch, heads, capacity, width]``; a runtime may bind them to one buffer.
+    """
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How an entry with state continues token sequences: its inputs and outputs by role.
+
+    ``tokens``: int64[batch, tokens], the next tokens of every row. ``lengths``: int64[batch], how many
+    tokens of each row the state holds; the new ones are written behind them, row by row, so rows of
+    different lengths need no padding on the left and a row may be cut back by passing a smaller length.
+    ``select``: int64[batch, selected], positions within ``tokens`` whose logits are wanted (0 or more).
+    ``logits``: float[batch, selected, vocabulary]. ``next``: int64[batch, selected], their argmax.
+    ``state``: the KV cache. ``context``: positions the model can hold, None if nothing bounds them.
+    ``encoder``: an entry that is run once per source text; its outputs are inputs of the same name here,
+    and ``encoder_inputs`` are inputs that both take (a source mask).
+    ``start``: the token a decoder of an encoder-decoder model begins with.
+    """
+
+    vocabulary: int
+    state: tuple[StateTensor, ...]
+    context: int | None = None
+    entry: str = "decode"
+    tokens: str = "input_ids"
+    lengths: str = "past_lengths"
+    select: str = "select"
+    logits: str = "logits"
+    next: str = "next"
+    encoder: str | None = None
+    encoder_inputs: tuple[str, ...] = ()
+    start: int | None = None
+
+
 @dataclass(slots=True)
 class Program:
     """Named entry models with their signatures and everything that travels along.
 
-    ``entries``: ``main`` for a plain model; each is an ``ir.Model`` (graph, functions, opset imports).
+    ``entries``: ``main``, the model as imported, and what passes derive from it (``decode``, with state).
+    Each is an ``ir.Model`` (graph, functions, opset imports); entries may share weight tensors, never values.
     ``dims``: ranges of the named dimensions. ``call``: the source's calling convention.
-    ``assets``: files to carry into the executable folder (tokenizer, generation config), by file name.
+    ``assets``: files to carry into the executable folder, a path or the contents, by their name there
+    (``tokenizer/tokenizer.json``, ``generation_config.json``).
+    ``decoding``: how the entry with state is driven, once a pass has derived it. ``context``: positions the
+    model can hold, where the source's configuration says so.
     ``layers``: source layer path → name of the value that layer computes in the imported graph.
     ``source``: what was imported, e.g. ``{"framework": "torch 2.13.0", "model": "BertModel"}``.
     """
@@ -101,9 +145,11 @@ class Program:
     entries: dict[str, ir.Model]
     dims: dict[str, DimRange] = field(default_factory=dict)
     call: Call | None = None
-    assets: dict[str, Path] = field(default_factory=dict)
+    assets: dict[str, Path | bytes] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
+    decoding: Decoding | None = None
+    context: int | None = None
 
     @property
     def main(self) -> ir.Model:

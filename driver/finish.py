@@ -42,8 +42,8 @@ def finish(
     case = None if evidence is None else evidence.cases[0]
     if case is not None:
         draft.golden(case.inputs, case.expected)
-    for file, path in source.assets.items():
-        draft.asset(file, path)
+    for file, asset in source.assets.items():
+        draft.asset(file, asset)
     document = report(
         model=source.source.get("model", folder.stem),
         target=str(options.target),
@@ -67,6 +67,7 @@ def finish(
             default=name,
             dims=program.dims,
             call=program.call,
+            decoding=program.decoding,
             layers=source.layers,
             source=program.source,
             options=_plain(options),

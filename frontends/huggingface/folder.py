@@ -18,6 +18,9 @@ ASSETS = (
 )  # fmt: skip
 """Files that travel into the executable folder: tokenizer, chat template, generation settings."""
 
+GENERATION = "generation_config.json"
+"""The one asset that lies beside the manifest, not under ``tokenizer/``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Folder:
@@ -29,9 +32,10 @@ class Folder:
     shapes: dict[str, tuple[int, ...]]
 
     @property
-    def assets(self) -> dict[str, Path]:
-        """Files to carry along, by name."""
-        return {name: self.path / name for name in ASSETS if (self.path / name).is_file()}
+    def assets(self) -> dict[str, Path | bytes]:
+        """Files to carry along, by their name in the executable folder."""
+        found = {name: self.path / name for name in ASSETS if (self.path / name).is_file()}
+        return {name if name == GENERATION else f"tokenizer/{name}": path for name, path in found.items()}
 
 
 def open_folder(path: Path) -> Folder:

@@ -49,7 +49,8 @@ def test_sentence_transformers_folder_is_its_transformer(minilm):
 
 
 def test_tokenizer_travels_with_the_program(minilm):
-    assert {"tokenizer.json", "tokenizer_config.json", "vocab.txt"} <= minilm.program.assets.keys()
+    names = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert {f"tokenizer/{name}" for name in names} <= minilm.program.assets.keys()
 
 
 def test_weights_are_mapped_from_the_file(minilm):
