@@ -1,4 +1,4 @@
-"""Blocked quantized weights in standard operators: DequantizeLinear, and an offset per block if it has one."""
+"""Blocked quantized weights in standard operators: DequantizeLinear, and an offset per block if any."""
 
 from __future__ import annotations
 
