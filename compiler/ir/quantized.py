@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ..reference import Array
 from .constants import constant, constant_tensor, is_constant
 from .rewrite import Rewriter
 
@@ -38,7 +39,7 @@ class BlockedWeight:
         """Bits of one element of ``data``."""
         return self.data.dtype.bitwidth
 
-    def numpy(self) -> np.ndarray:  # type: ignore[type-arg]
+    def numpy(self) -> Array:
         """The weight as float32[rows, columns]."""
         rows, columns = self.shape
         data = self.data.numpy().astype(np.float32).reshape(rows, -1, self.block)
@@ -126,6 +127,6 @@ def _dequantized(node: ir.Node, offset: ir.TensorProtocol | None) -> BlockedWeig
     return BlockedWeight(data, scale, zero, offset, block)
 
 
-def _array(tensor: ir.TensorProtocol | None) -> np.ndarray:  # type: ignore[type-arg]
+def _array(tensor: ir.TensorProtocol | None) -> Array:
     assert tensor is not None
     return tensor.numpy()
