@@ -9,7 +9,7 @@ from ..compiler.errors import InternalError
 from ..compiler.reference import Arrays
 from ..passes.cleanup import CLEANUP
 from ..runtime.bench import BenchResult, Candidate, bench
-from ..runtime.timing import Speedup
+from ..runtime.timing import Speedup, Timings
 from .lower import Lowered, Recipe
 from .workbench import Built, Workbench
 
@@ -17,8 +17,7 @@ NOISE = 0.98
 """A pass is reverted if its speedup is, with 95 % confidence, below this."""
 
 TRIAL = 1.5
-"""Seconds spent on timing one pass: fewer leave too few rounds for a verdict at several threads."""
-
+"""Most seconds spent on timing one pass; a clear case takes six rounds."""
 
 TOGETHER = 256 << 20
 """Bytes of weights up to which both sessions are in memory at once; each session may hold a packed copy."""
@@ -33,12 +32,42 @@ def race(first: Built, second: Built, inputs: Arrays, *, threads: int | None, se
         seconds=seconds,
         target=first.model.target,
         threads=threads,
-        together=max(first.weights, second.weights) <= TOGETHER,
+        together=_fit_together(first, second),
     )
 
 
-def _candidate(built: Built, threads: int | None) -> Candidate:
-    return Candidate(built.name, lambda: built.open(threads), built.weights)
+def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None) -> Speedup:
+    """How much faster ``built`` is than ``rival``, as soon as it is clear on which side of ``NOISE``.
+
+    Worker threads rest between runs, so neither waits for the other's to stop spinning.
+    """
+
+    def is_clear(timings: Timings) -> bool:
+        gain = timings.speedup(built.name, rival.name)
+        return gain.low > NOISE or gain.high < NOISE
+
+    result = bench(
+        [_candidate(built, threads, resting=True), _candidate(rival, threads, resting=True)],
+        inputs,
+        runs=30,
+        seconds=TRIAL,
+        target=built.model.target,
+        threads=threads,
+        together=_fit_together(built, rival),
+        settle=0.0,
+        enough=is_clear,
+    )
+    if result.speedup is None:
+        raise InternalError("a race of two gave no speedup")
+    return result.speedup
+
+
+def _candidate(built: Built, threads: int | None, *, resting: bool = False) -> Candidate:
+    return Candidate(built.name, lambda: built.open(threads, resting=resting), built.weights)
+
+
+def _fit_together(first: Built, second: Built) -> bool:
+    return max(first.weights, second.weights) <= TOGETHER
 
 
 _FREE = frozenset(step.name for step in CLEANUP)
@@ -94,11 +123,8 @@ def keep_what_pays(
         rival = workbench.optimized(other, f"without-{name}")
         if rival.model.data == built.model.data:
             continue
-        gain = race(built, rival, inputs, threads=threads, seconds=TRIAL).speedup
-        if gain is None:
-            raise InternalError("a race of two gave no speedup")
-        trial = Trial(name, gain)
-        trials.append(trial)
-        if trial.loses:
+        tried = Trial(name, trial(built, rival, inputs, threads=threads))
+        trials.append(tried)
+        if tried.loses:
             lowered, built, without = other, rival, without | {name}
     return Verdict(lowered, built, without, tuple(trials), ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -14,7 +14,7 @@ from ..compiler.draft import Draft
 from ..compiler.manifest import Entry, Variant
 from ..compiler.options import Target
 from ..compiler.program import Program
-from ..runtime.onnxruntime import Model, OnnxRuntimeRunner
+from ..runtime.onnxruntime import RESTING, Model, OnnxRuntimeRunner
 from .lower import Lowered
 
 BACKENDS: dict[str, Backend] = {"ort": OnnxRuntimeBackend()}
@@ -30,9 +30,12 @@ class Built:
     model: Model
     weights: int
 
-    def open(self, threads: int | None = None, taps: Sequence[str] = ()) -> OnnxRuntimeRunner:
-        """A runner; the caller closes it. Raises: as OnnxRuntimeRunner."""
-        return OnnxRuntimeRunner(self.model, threads, taps)
+    def open(
+        self, threads: int | None = None, taps: Sequence[str] = (), resting: bool = False
+    ) -> OnnxRuntimeRunner:
+        """A runner; the caller closes it. ``resting``: see ``RESTING``. Raises: as OnnxRuntimeRunner."""
+        settings = {**self.model.settings, **(RESTING if resting else {})}
+        return OnnxRuntimeRunner(replace(self.model, settings=settings), threads, taps)
 
 
 class Workbench:

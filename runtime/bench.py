@@ -77,9 +77,13 @@ def bench(
     target: Target,
     threads: int | None = None,
     together: bool | None = None,
+    settle: float = SETTLE,
+    enough: Callable[[Timings], bool] = lambda timings: False,
 ) -> BenchResult:
     """Time ``candidates`` on the same ``inputs``; the last is the baseline of the others' speedup.
 
+    ``settle``: seconds of rest between candidates where there are several threads; 0 for sessions whose
+    workers rest by themselves. ``enough`` may end a measurement whose sessions are open together.
     ``seconds`` bounds the time, but six rounds of calls are always made, or two of openings.
     ``together``: keep all sessions open and interleave single calls; else one session is in memory at a
     time and whole passes are interleaved. None: together if they fit in half of the free memory.
@@ -90,7 +94,8 @@ def bench(
         free = available_memory()
         together = free is None or 2 * sum(c.size for c in candidates) < free / 2
     measure = _together if together else _one_by_one
-    opened, timings = measure(candidates, inputs, runs, seconds, SETTLE if before.threads > 1 else 0.0)
+    pace = _Pace(runs, seconds, settle if before.threads > 1 else 0.0, enough)
+    opened, timings = measure(candidates, inputs, pace)
     baseline = candidates[-1].name
     measured = tuple(
         Measured(
@@ -108,12 +113,18 @@ def bench(
 Opened = dict[str, tuple[float, float]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How often and how long; as the arguments of ``interleave``."""
+
+    runs: int
+    seconds: float | None
+    settle: float
+    enough: Callable[[Timings], bool]
+
+
 def _together(
-    candidates: Sequence[Candidate],
-    inputs: Mapping[str, Array],
-    runs: int,
-    seconds: float | None,
-    settle: float,
+    candidates: Sequence[Candidate], inputs: Mapping[str, Array], pace: _Pace
 ) -> tuple[Opened, Timings]:
     opened: Opened = {}
     runners: dict[str, OnnxRuntimeRunner] = {}
@@ -122,23 +133,21 @@ def _together(
         for candidate in candidates:
             runner = runners[candidate.name] = candidate.open()
             calls[candidate.name], opened[candidate.name] = _first_call(runner, inputs)
-        return opened, interleave(calls, runs, seconds=seconds, settle=settle)
+        timings = interleave(calls, pace.runs, seconds=pace.seconds, settle=pace.settle, enough=pace.enough)
+        return opened, timings
     finally:
         for runner in runners.values():
             runner.close()
 
 
 def _one_by_one(
-    candidates: Sequence[Candidate],
-    inputs: Mapping[str, Array],
-    runs: int,
-    seconds: float | None,
-    settle: float,
+    candidates: Sequence[Candidate], inputs: Mapping[str, Array], pace: _Pace
 ) -> tuple[Opened, Timings]:
     opened: Opened = {}
     rounds: dict[str, list[tuple[float, ...]]] = {c.name: [] for c in candidates}
-    share = None if seconds is None else seconds / (_ROUNDS_ALONE * len(candidates))
-    end = math.inf if seconds is None else time.perf_counter() + seconds
+    share = None if pace.seconds is None else pace.seconds / (_ROUNDS_ALONE * len(candidates))
+    end = math.inf if pace.seconds is None else time.perf_counter() + pace.seconds
+    runs = -(-pace.runs // _ROUNDS_ALONE)
     for number in range(_ROUNDS_ALONE):
         if number >= 2 and time.perf_counter() > end:  # opening takes time that no share bounds
             break
@@ -146,7 +155,7 @@ def _one_by_one(
             with candidate.open() as runner:
                 call, first = _first_call(runner, inputs)
                 opened.setdefault(candidate.name, first)
-                alone = interleave({"": call}, -(-runs // _ROUNDS_ALONE), seconds=share, settle=settle)
+                alone = interleave({"": call}, runs, seconds=share, settle=pace.settle)
             rounds[candidate.name].append(tuple(s for block in alone.rounds[""] for s in block))
     return opened, Timings({name: tuple(blocks) for name, blocks in rounds.items()})
 

@@ -26,6 +26,9 @@ from .validate import checked
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
+RESTING = {"session.force_spinning_stop": "1"}
+"""Settings of a session whose worker threads rest as soon as a run ends, so that it disturbs no other."""
+
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",

@@ -98,11 +98,13 @@ def interleave(
     *,
     seconds: float | None = None,
     settle: float = 0.0,
+    enough: Callable[[Timings], bool] = lambda timings: False,
 ) -> Timings:
     """Time every candidate ``runs`` times or more, in rounds of short blocks whose order alternates.
 
-    ``seconds`` bounds the whole measurement, warm-up included, but six rounds are always made.
-    ``settle``: seconds of rest before each block. The garbage collector is off meanwhile.
+    ``seconds`` bounds the whole measurement, warm-up included, but six rounds are always made; after them
+    ``enough`` may end it. ``settle``: seconds of rest before each block. The garbage collector is off
+    meanwhile.
     """
     end = math.inf if seconds is None else time.perf_counter() + seconds
     limit = 5.0 if seconds is None else seconds / (4 * max(1, len(candidates)))
@@ -111,11 +113,15 @@ def interleave(
         slowest = max((warm_up(run, limit) for run in candidates.values()), default=0.0)
         block = _block_size(slowest, runs, settle)
         for number in range(max(_FEWEST, math.ceil(runs / block))):
-            if number >= _FEWEST and time.perf_counter() > end:
+            if number >= _FEWEST and (time.perf_counter() > end or enough(_timings(measured))):
                 break
             for name in list(candidates)[:: -1 if number % 2 else 1]:
                 time.sleep(settle)
                 measured[name].append(_block(candidates[name], block))
+    return _timings(measured)
+
+
+def _timings(measured: Mapping[str, Sequence[tuple[float, ...]]]) -> Timings:
     return Timings({name: tuple(blocks) for name, blocks in measured.items()})
 
 
