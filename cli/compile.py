@@ -99,6 +99,10 @@ def _compile(
         return {**executable.report, "dry_run": False, "output": str(folder)}
 
 
+METRICS = {"scaled": "scaled", "kl": "nats of KL a token"}
+"""How the error is told, by the report's ``metric``."""
+
+
 def default_output(model: str) -> Path:
     """``dir/bert.onnx`` → ``bert.miaotui`` in the current folder."""
     path = Path(model).resolve()
@@ -146,7 +150,8 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
     error, times = report.get("error") or {}, report.get("latency") or {}
     sizes = report.get("sizes") or {}
     told = (
-        f"{error['scaled']:.2g} scaled, tolerance {error['tolerance']:.2g}, against {error['reference']}"
+        f"{error['scaled']:.2g} {METRICS[error['metric']]}, tolerance {error['tolerance']:.2g}, "
+        f"against {error['reference']}"
         if error.get("scaled") is not None
         else None
     )

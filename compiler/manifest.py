@@ -72,17 +72,21 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What was proved when the folder was written: scaled error of each output against ``reference``."""
+    """What was proved when the folder was written: the error of each output against ``reference``.
+
+    ``metric``: ``scaled`` error, or ``kl``, the mean KL divergence of logits in nats a position.
+    """
 
     reference: str
     ok: bool
     tolerance: float
     outputs: Mapping[str, float]
     variant: str = ""
+    metric: Literal["scaled", "kl"] = "scaled"
 
     @property
     def error(self) -> float:
-        """The greatest scaled error of any output."""
+        """The greatest error of any output."""
         return max(self.outputs.values(), default=0.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..compiler.codegen.onnxruntime.placement import fallbacks
 from ..compiler.errors import PlacementError, Problem
+from ..compiler.ir.quantized import blocked_weight
 from ..compiler.options import CompileOptions
 from ..compiler.program import Program
 from ..passes.base import PassContext
@@ -39,6 +40,14 @@ def _refuse_or_note(problems: list[Problem], options: CompileOptions, journal: J
         raise PlacementError.of(problems)
     for problem in problems:
         journal.note(f"runs on the CPU: {problem}")
+
+
+def precision_of(program: Program, options: CompileOptions) -> str:
+    """The precision that results are judged by: ``int8`` if the source's weights are quantized already."""
+    if options.precision != "fp32":
+        return options.precision
+    blocked = (blocked_weight(n.outputs[0]) for n in program.main.graph if n.op_type == "DequantizeLinear")
+    return "int8" if any(weight is not None for weight in blocked) else "fp32"
 
 
 def variant_name(options: CompileOptions) -> str:

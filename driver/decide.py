@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from ..compiler.errors import ToolError, VerificationError
 from ..compiler.options import CompileOptions
 from ..runtime.bench import BenchResult
-from ..runtime.compare import tolerance_for
+from ..runtime.compare import Limit
 from .bisect import IMPORT, find_culprit
-from .context import check_session
+from .context import check_session, precision_of
 from .lower import Lowered, Recipe
 from .never_slower import Trial, keep_what_pays, race
 from .progress import Journal
@@ -72,7 +72,7 @@ class Judge:
                 self.recipe,
                 self.bench,
                 self.evidence.cases[0].inputs,
-                self.tolerance,
+                self.limit(result.best).scaled,
                 lambda built: self._prove(built).ok,
                 without,
             )
@@ -111,10 +111,10 @@ class Judge:
         kept = replace(result, lowered=verdict.lowered, best=verdict.built, reverted=reverted)
         return replace(kept, trials=verdict.trials, race=final)
 
-    @property
-    def tolerance(self) -> float:
-        """Greatest scaled error allowed: the budget, else the precision's."""
-        return tolerance_for(self.options.precision) if self.options.budget is None else self.options.budget
+    def limit(self, built: Built) -> Limit:
+        """What its outputs are judged by: the budget, else what the precision of its weights allows."""
+        vocabulary = None if built.decoding is None else built.decoding.vocabulary
+        return Limit.of(precision_of(self.recipe.source, self.options), vocabulary, self.options.budget)
 
     def _prove(self, built: Built) -> Proof:
-        return prove(built, self.evidence, self.tolerance, self.options.threads)
+        return prove(built, self.evidence, self.limit(built), self.options.threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 from ..compiler.artifact import GOLDEN
 from ..compiler.draft import Draft
@@ -86,7 +87,9 @@ def _certificate(result: Result, variant: str) -> Certificate | None:
     if result.proof is None:
         return None
     proof = result.proof
-    return Certificate(proof.reference, proof.ok, proof.tolerance, proof.errors(), variant)
+    limit = proof.limit
+    metric: Literal["scaled", "kl"] = "scaled" if limit.vocabulary is None else "kl"
+    return Certificate(proof.reference, proof.ok, limit.figure, proof.errors(), variant, metric)
 
 
 def _sizes(draft: Draft) -> dict[str, int]:

@@ -8,11 +8,12 @@ import numpy as np
 
 from ..compiler.errors import InputError
 from ..compiler.ir.examples import example_inputs
-from ..compiler.program import DimRange, Program
-from ..compiler.reference import Arrays
+from ..compiler.program import Decoding, DimRange, Program
+from ..compiler.reference import Array, Arrays
 from ..frontends.base import Import
 from ..passes.observers import Numerics
-from ..runtime.compare import Difference, differences, scaled_error, worst
+from ..runtime.compare import Difference, Limit, differences, scaled_error, worst
+from ..runtime.stepwise import StepwiseRunner
 from .workbench import Built
 
 
@@ -54,7 +55,7 @@ class Proof:
     """Every output of every case against the source. ``ok`` only if all are within the tolerance."""
 
     reference: str
-    tolerance: float
+    limit: Limit
     found: tuple[Difference, ...]
 
     @property
@@ -68,7 +69,7 @@ class Proof:
         return worst(self.found)
 
     def errors(self) -> dict[str, float]:
-        """Greatest scaled error by output name."""
+        """Greatest error by output name."""
         greatest: dict[str, float] = {}
         for item in self.found:
             greatest[item.name] = max(greatest.get(item.name, 0.0), item.scaled)
@@ -132,10 +133,32 @@ def _other_sizes(program: Program, inputs: Arrays) -> dict[str, int]:
     return others
 
 
-def prove(built: Built, evidence: Evidence, tolerance: float, threads: int | None) -> Proof:
-    """Run ``built`` on every case and compare with what the source computed."""
+def prove(built: Built, evidence: Evidence, limit: Limit, threads: int | None) -> Proof:
+    """Run ``built`` on every case and compare with what the source computed.
+
+    An entry with state is run on the same tokens step by step: its logits must be the whole sequence's.
+    """
     found: list[Difference] = []
     with built.open(threads) as runner:
         for case in evidence.cases:
-            found.extend(differences(runner.run(case.inputs), case.expected, tolerance))
-    return Proof(evidence.reference, tolerance, tuple(found))
+            found.extend(differences(runner.run(case.inputs), case.expected, limit))
+    if built.decoding is not None:
+        with built.open_stepwise(threads) as stepwise:
+            for case in evidence.cases:
+                found.extend(_stepwise(stepwise, built.decoding, case, limit))
+    return Proof(evidence.reference, limit, tuple(found))
+
+
+def _stepwise(runner: StepwiseRunner, decoding: Decoding, case: Case, limit: Limit) -> tuple[Difference, ...]:
+    whole = next(a for a in case.expected.values() if a.ndim == 3 and a.shape[-1] == decoding.vocabulary)
+    logits = runner.logits(case.inputs)
+    seen = _attended(case.inputs, decoding.tokens)
+    name = f"{decoding.entry} {decoding.logits}"
+    return differences({name: logits[seen][None]}, {name: whole[seen][None]}, limit)
+
+
+def _attended(inputs: Arrays, tokens: str) -> Array:
+    """bool[batch, sequence]: tokens that the mask of the same shape keeps; state knows no padding."""
+    shape = inputs[tokens].shape
+    masks = [inputs[name] != 0 for name in inputs if "mask" in name and inputs[name].shape == shape]
+    return np.asarray(np.logical_and.reduce([np.ones(shape, bool), *masks]))

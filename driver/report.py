@@ -79,7 +79,8 @@ def _error(proof: Proof) -> Json:
     worst = proof.worst
     return {
         "scaled": 0.0 if worst is None else worst.scaled,
-        "tolerance": proof.tolerance,
+        "metric": "scaled" if proof.limit.vocabulary is None else "kl",
+        "tolerance": proof.limit.figure,
         "ok": proof.ok,
         "reference": proof.reference,
         "outputs": proof.errors(),

@@ -18,6 +18,7 @@ from ..compiler.options import CompileOptions, Target
 from ..compiler.program import Program
 from ..compiler.reference import Arrays
 from ..passes.pipeline import pipeline
+from ..runtime.compare import Limit
 from ..runtime.executable import SOURCE, Executable, Verification
 from .bisect import Culprit, find_culprit
 from .context import backend_of, context_of
@@ -60,13 +61,13 @@ def verify(
         return Check(found)
     if SOURCE not in executable.manifest.variants:
         return Check(found, why="the source variant was not kept: compile with --keep-source to bisect")
-    culprit = _bisected(executable, reference, inputs, found.tolerance)
+    culprit = _bisected(executable, reference, inputs, executable.limit(tolerance))
     why = "" if culprit else "the pipeline gives a right result now: compile the model again"
     return Check(found, culprit, why)
 
 
 def _bisected(
-    executable: Executable, reference: object, inputs: Mapping[str, Any] | None, tolerance: float
+    executable: Executable, reference: object, inputs: Mapping[str, Any] | None, limit: Limit
 ) -> Culprit | None:
     """Run the pipeline that made the executable again, on the source variant."""
     options = recorded_options(executable)
@@ -81,8 +82,8 @@ def _bisected(
                 recipe,
                 bench,
                 case.inputs,
-                tolerance,
-                lambda built: prove(built, Evidence("", (case,)), tolerance, options.threads).ok,
+                limit.scaled,
+                lambda built: prove(built, Evidence("", (case,)), limit, options.threads).ok,
                 reverted,
             )
 

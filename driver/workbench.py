@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -11,10 +12,12 @@ import onnx_ir as ir
 from ..compiler.codegen.base import Backend
 from ..compiler.codegen.onnxruntime.backend import OnnxRuntimeBackend
 from ..compiler.draft import Draft
+from ..compiler.errors import InternalError
 from ..compiler.manifest import Entry, Variant
 from ..compiler.options import Target
-from ..compiler.program import Program
+from ..compiler.program import Decoding, Program
 from ..runtime.onnxruntime import RESTING, Model, OnnxRuntimeRunner
+from ..runtime.stepwise import StepwiseRunner
 from .lower import Lowered
 
 BACKENDS: dict[str, Backend] = {"ort": OnnxRuntimeBackend()}
@@ -23,19 +26,46 @@ BACKENDS: dict[str, Backend] = {"ort": OnnxRuntimeBackend()}
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A program written as a variant of the draft, what a session is made from, and its bytes of weights."""
+    """A program written as a variant of the draft, what a session of each entry is made from.
+
+    ``weights``: bytes of its initializers. ``decoding``: how its entry with state is driven, if it has one.
+    """
 
     name: str
     variant: Variant
-    model: Model
+    models: Mapping[str, Model]
     weights: int
+    decoding: Decoding | None = None
+
+    @property
+    def model(self) -> Model:
+        """The main entry's."""
+        return self.models["main"]
 
     def open(
         self, threads: int | None = None, taps: Sequence[str] = (), resting: bool = False
     ) -> OnnxRuntimeRunner:
         """A runner; the caller closes it. ``resting``: see ``RESTING``. Raises: as OnnxRuntimeRunner."""
-        settings = {**self.model.settings, **(RESTING if resting else {})}
-        return OnnxRuntimeRunner(replace(self.model, settings=settings), threads, taps)
+        return self._open("main", threads, taps, resting)
+
+    def open_stepwise(
+        self, threads: int | None = None, *, resting: bool = False, steps: int = 0
+    ) -> StepwiseRunner:
+        """A runner of the entry with state; the caller closes it. Raises: InternalError if there is none."""
+        if self.decoding is None:
+            raise InternalError(f"{self.name} has no entry with state")
+        with ExitStack() as stack:
+            decode = self._open(self.decoding.entry, threads, (), resting)
+            stack.callback(decode.close)
+            source = self.decoding.encoder
+            encode = None if source is None else self._open(source, threads, (), resting)
+            stack.pop_all()
+            return StepwiseRunner(self.decoding, decode, encode, steps)
+
+    def _open(self, entry: str, threads: int | None, taps: Sequence[str], resting: bool) -> OnnxRuntimeRunner:
+        model = self.models[entry]
+        settings = {**model.settings, **(RESTING if resting else {})}
+        return OnnxRuntimeRunner(replace(model, settings=settings), threads, taps)
 
 
 class Workbench:
@@ -69,16 +99,19 @@ class Workbench:
             settings=build.settings,
             operators=operators(program),
         )
-        model = Model(
-            data=(self.draft.path / entries["main"]).read_bytes(),
-            signature=signature(program),
-            dims=program.dims,
-            settings=build.settings,
-            target=self.target,
-            weights=self.draft.weights.path if self.draft.weights.size else None,
-            place=name,
-        )
-        return Built(name, variant, model, tensor_bytes(program))
+        models = {
+            entry: Model(
+                data=(self.draft.path / file).read_bytes(),
+                signature=signature(program, entry),
+                dims=program.dims,
+                settings=build.settings,
+                target=self.target,
+                weights=self.draft.weights.path if self.draft.weights.size else None,
+                place=name,
+            )
+            for entry, file in entries.items()
+        }
+        return Built(name, variant, models, tensor_bytes(program), program.decoding)
 
 
 def signature(program: Program, entry: str = "main") -> Entry:
@@ -87,13 +120,15 @@ def signature(program: Program, entry: str = "main") -> Entry:
 
 
 def tensor_bytes(program: Program) -> int:
-    """Bytes of all initializers."""
-    return sum(
-        value.const_value.nbytes
+    """Bytes of the initializers of the entry that has most: entries share what they can."""
+    return max(
+        sum(
+            value.const_value.nbytes
+            for graph in model.graphs()
+            for value in graph.initializers.values()
+            if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
+        )
         for model in program.entries.values()
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
     )
 
 

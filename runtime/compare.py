@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,13 @@ import onnx_ir as ir
 from ..compiler.program import dtype_name
 from ..compiler.reference import Array
 
-TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
-"""Greatest scaled error by the dtype that was computed in; every other dtype is compared exactly."""
+TOLERANCES = {
+    "float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2, "int8": 5e-2, "int4": 2e-1,
+}  # fmt: skip
+"""Greatest scaled error by the dtype that was computed in, or weights are kept in; all else must be equal."""
+
+KL_TOLERANCES = {"int8": 0.05, "int4": 1.0}
+"""Greatest mean KL divergence, nats a position, of a language model with weights of that precision."""
 
 
 def tolerance_for(dtype: str) -> float:
@@ -24,6 +29,35 @@ def tolerance_for(dtype: str) -> float:
     (0.01, 0.0)
     """
     return TOLERANCES.get({"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(dtype, dtype), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What decides whether outputs are right: the scaled error, or for logits of quantized models KL.
+
+    ``vocabulary``: width of the outputs that are judged as logits by ``mean_kl`` (nats); None: none are.
+    """
+
+    scaled: float
+    mean_kl: float = 0.0
+    vocabulary: int | None = None
+
+    @classmethod
+    def of(cls, precision: str, vocabulary: int | None = None, budget: float | None = None) -> Limit:
+        """The limit of a precision; ``budget`` replaces its figure, mean KL for quantized language models."""
+        if vocabulary is not None and precision in KL_TOLERANCES:
+            mean_kl = KL_TOLERANCES[precision] if budget is None else budget
+            return cls(tolerance_for(precision), mean_kl, vocabulary)
+        return cls(tolerance_for(precision) if budget is None else budget)
+
+    @property
+    def figure(self) -> float:
+        """The figure that decides."""
+        return self.scaled if self.vocabulary is None else self.mean_kl
+
+    def judges_as_logits(self, array: Any) -> bool:
+        """Whether ``array`` is a tensor of logits to this limit."""
+        return self.vocabulary is not None and np.ndim(array) > 1 and np.shape(array)[-1] == self.vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +183,19 @@ _SMALL_FLOATS = frozenset(
 
 
 def differences(
-    actual: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float | None = None
+    actual: Mapping[str, Any], expected: Mapping[str, Any], limit: Limit | float | None = None
 ) -> tuple[Difference, ...]:
     """Every tensor of ``expected`` against the one of that name; a missing one fails."""
-    return tuple(
-        difference(name, actual[name], value, tolerance)
-        if name in actual
-        else _failure(name, np.asarray(value), tolerance or 0.0, "is missing")
-        for name, value in expected.items()
-    )
+    return tuple(_judged(name, actual, value, limit) for name, value in expected.items())
+
+
+def _judged(name: str, actual: Mapping[str, Any], value: Any, limit: Limit | float | None) -> Difference:
+    tolerance = limit.scaled if isinstance(limit, Limit) else limit
+    if name not in actual:
+        return _failure(name, np.asarray(value), tolerance or 0.0, "is missing")
+    if isinstance(limit, Limit) and limit.judges_as_logits(value):
+        return logits_difference(name, actual[name], value, limit.mean_kl)
+    return difference(name, actual[name], value, tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +236,16 @@ def _log_softmax(logits: Array) -> Array:
     x = logits.astype(np.float64)
     x = x - x.max()
     return np.asarray(x - np.log(np.sum(np.exp(x))))
+
+
+def logits_difference(name: str, actual: Array, expected: Array, mean_kl: float) -> Difference:
+    """Two logit tensors as a Difference whose ``scaled`` is the mean KL, nats a position."""
+    plain = difference(name, actual, expected, mean_kl)
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return plain
+    found = language_metrics(actual, expected)
+    note = f"mean KL {found.mean_kl:.2g} nats, top-1 {found.top1:.3f} over {found.positions} positions"
+    return replace(plain, scaled=found.mean_kl, note=note)
 
 
 def worst(items: Sequence[Difference]) -> Difference | None:

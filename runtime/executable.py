@@ -22,7 +22,7 @@ from ..compiler.program import TensorSpec
 from ..compiler.reference import Arrays, Reference
 from .bench import BenchResult, Candidate, bench
 from .call import default_call, flatten, unflatten
-from .compare import tolerance_for
+from .compare import Limit
 from .onnxruntime import OnnxRuntimeRunner
 from .samples import sample_inputs
 from .session import open_runner
@@ -208,15 +208,24 @@ class Executable:
                 outputs = runner.run(arrays)
         else:
             outputs = self.run(arrays, name)
-        limit = self.tolerance if tolerance is None else tolerance
-        return verification(source, name, arrays, outputs, tolerance=limit, layers=table)
+        limit = self.limit(tolerance)
+        return verification(source, name, arrays, outputs, limit=limit, layers=table)
 
     @property
     def tolerance(self) -> float:
-        """The scaled error the executable was certified with, else the one of its precision."""
-        if self.manifest.certificate is not None:
-            return self.manifest.certificate.tolerance
-        return tolerance_for(str(self.manifest.options.get("precision", "fp32")))
+        """The error the executable was certified with, else the one of its precision."""
+        return self.limit().figure
+
+    def limit(self, tolerance: float | None = None) -> Limit:
+        """What decides whether outputs are right; ``tolerance`` replaces its figure."""
+        manifest = self.manifest
+        precision, certificate = str(manifest.options.get("precision", "fp32")), manifest.certificate
+        if certificate is None:
+            return Limit.of(precision, budget=tolerance)
+        figure = certificate.tolerance if tolerance is None else tolerance
+        if certificate.metric == "kl" and manifest.decoding is not None:
+            return Limit(figure, figure, manifest.decoding.vocabulary)
+        return Limit(figure)
 
     def _reference(
         self, reference: object, golden: tuple[Arrays, Arrays] | None, inputs: object

@@ -10,7 +10,7 @@ from ..compiler.artifact import Artifact
 from ..compiler.jsonable import to_json
 from ..compiler.manifest import Certificate
 from ..compiler.reference import Array, Arrays, Reference
-from .compare import Difference, differences
+from .compare import Difference, Limit, differences
 from .layers import LayerDifference, compare_layers, first_excess, surviving
 from .session import model_of
 from .taps import computed
@@ -86,13 +86,13 @@ def verification(
     inputs: Mapping[str, Array],
     outputs: Mapping[str, Any],
     *,
-    tolerance: float,
+    limit: Limit,
     layers: Mapping[str, str],
 ) -> Verification:
     """Compare ``outputs``, which may hold inner values too, with the reference's for ``inputs``.
 
-    Only tensors computed in floats have the tolerance; integers, booleans and text must be equal.
+    Only tensors computed in floats have a tolerance; integers, booleans and text must be equal.
     """
     expected = reference.run(inputs)
-    rows = compare_layers(layers, outputs, reference.layers(inputs) if layers else {}, tolerance)
-    return Verification(reference.name, variant, tolerance, differences(outputs, expected, tolerance), rows)
+    rows = compare_layers(layers, outputs, reference.layers(inputs) if layers else {}, limit.scaled)
+    return Verification(reference.name, variant, limit.figure, differences(outputs, expected, limit), rows)

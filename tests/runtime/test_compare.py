@@ -88,7 +88,7 @@ def test_the_coarser_dtype_sets_the_tolerance() -> None:
 
 
 def test_no_tolerance_is_so_wide_that_it_can_not_fail() -> None:
-    assert all(0 < limit <= 0.05 for limit in TOLERANCES.values())
+    assert all(0 < limit <= 0.2 for limit in TOLERANCES.values())
     assert tolerance_for("fp32") == 1e-4 and tolerance_for("int64") == 0.0
 
 
