@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import attention, conv, gelu, gqa, matmul, norm, rotary
-from .base import MICROSOFT, Inferred, OpSchema, Parameter
+from . import attention, cache, conv, gelu, gqa, matmul, norm, rotary
+from .base import MIAOTUI, MICROSOFT, Inferred, OpSchema, Parameter
 
 _ALL = (
     *attention.SCHEMAS,
+    *cache.SCHEMAS,
     *conv.SCHEMAS,
     *gelu.SCHEMAS,
     *gqa.SCHEMAS,
@@ -27,4 +28,4 @@ def schemas() -> tuple[OpSchema, ...]:
     return tuple(_SCHEMAS.values())
 
 
-__all__ = ["MICROSOFT", "Inferred", "OpSchema", "Parameter", "schema", "schemas"]
+__all__ = ["MIAOTUI", "MICROSOFT", "Inferred", "OpSchema", "Parameter", "schema", "schemas"]

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from ..reference import Array
 
 MICROSOFT = "com.microsoft"
+MIAOTUI = "miaotui"
+"""Operators of our own, which every backend's lowering has to expand."""
 
 Inferred: TypeAlias = "tuple[ir.DataType | None, ir.Shape | None]"
 """dtype and shape of one output; None where nothing is known."""
