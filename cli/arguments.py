@@ -104,8 +104,12 @@ Verify: TypeAlias = Annotated[
     bool, _option("--verify/--no-verify", panel=TIME, help="Compare with the source framework.")
 ]
 KeepSource: TypeAlias = Annotated[
-    bool,
-    _option("--keep-source/--no-keep-source", panel=OUTPUT, help="Keep the plain model to bench against."),
+    bool | None,
+    _option(
+        "--keep-source/--no-keep-source",
+        panel=OUTPUT,
+        help="Keep the plain model to bench against; by default unless weights get smaller.",
+    ),
 ]
 Numerics: TypeAlias = Annotated[
     bool,
@@ -149,7 +153,7 @@ def compile_options(
     threads: int | None,
     timing: float,
     verify: bool,
-    keep_source: bool,
+    keep_source: bool | None,
     numerics: bool,
     seed: int,
 ) -> CompileOptions:

@@ -37,7 +37,7 @@ def compile_model(
     strict: a.Strict = True,
     verify: a.Verify = True,
     seed: a.Seed = 0,
-    keep_source: a.KeepSource = True,
+    keep_source: a.KeepSource = None,
     numerics: a.Numerics = False,
     output_format: a.FormatOption = Format.table,
     quiet: a.Quiet = False,

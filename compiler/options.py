@@ -108,12 +108,13 @@ def parse_dim_range(text: str) -> tuple[str, DimRange]:
 class CompileOptions:
     """Everything ``compile`` can be told; ``None`` means the default, resolved by the driver.
 
-    ``opt``: 0 imports only, 1 cleanup, 2 adds raising, fusion and lowering, 3 is 2 with no time budget
-    for the never-slower check. ``enable`` and ``disable`` hold pass specs (``fuse-qkv``,
+    ``opt``: 0 imports only, 1 cleanup, 2 adds raising, fusion and lowering, 3 is 2 with no time budget for
+    the never-slower check. ``enable`` and ``disable`` hold pass specs (``fuse-qkv``,
     ``convert-fp16{keep=Softmax}``). ``budget``: greatest scaled error allowed against the source.
     ``threads``: intra-op threads for timing (default: all cores). ``timing``: seconds the never-slower
-    check may spend. ``numerics``: evaluate the program without a backend after every pass and report the
-    error (slow).
+    check may spend. ``keep_source``: keep the imported model in the folder, to compare and bisect later; by
+    default unless weights get smaller than they were. ``numerics``: evaluate the program without a backend
+    after every pass and report the error (slow).
     """
 
     target: Target = Target()
@@ -129,9 +130,14 @@ class CompileOptions:
     threads: int | None = None
     timing: float = 8.0
     verify: bool = True
-    keep_source: bool = True
+    keep_source: bool | None = None
     numerics: bool = False
     seed: int = 0
+
+    @property
+    def keeps_source(self) -> bool:
+        """Whether the imported model stays in the folder."""
+        return self.precision in ("fp32", "fp16") if self.keep_source is None else self.keep_source
 
     def __post_init__(self) -> None:
         for value, choices, flag in (

@@ -89,18 +89,18 @@ def _write(
     with Draft(folder) as draft:
         bench = Workbench(draft, backend_of(options), options.target)
         with journal.stage("build"):
-            source = bench.source(recipe.source)
-            result = Result(source, lowered, bench.optimized(lowered, variant_name(options)))
+            source = bench.source(recipe.source) if options.keeps_source else None
+            result = Result(lowered, bench.optimized(lowered, variant_name(options)), source)
         if evidence is not None:
             result = Judge(bench, recipe, evidence, options, journal).judged(result)
         with journal.stage("write"):
-            if bench.built == 2:
+            if bench.built == 1 + options.keeps_source:
                 finish(draft, folder, recipe.source, result, evidence, options, journal)
                 return
             # Candidates that were dropped left weights behind: write what was kept into a fresh draft.
             with Draft(folder) as clean:
                 bench = Workbench(clean, backend_of(options), options.target)
-                source = bench.source(recipe.source)
+                source = bench.source(recipe.source) if options.keeps_source else None
                 best = bench.optimized(result.lowered, variant_name(options))
                 result = replace(result, source=source, best=best)
                 finish(clean, folder, recipe.source, result, evidence, options, journal)

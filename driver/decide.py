@@ -24,9 +24,9 @@ FINAL = 2.5
 class Result:
     """What a compile decided: the program to write, and the evidence."""
 
-    source: Built
     lowered: Lowered
     best: Built
+    source: Built | None = None
     reverted: dict[str, str] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     proof: Proof | None = None
@@ -107,8 +107,9 @@ class Judge:
         if verdict.untried:
             left = ", ".join(verdict.untried)
             self.journal.note(f"not timed one by one within {options.timing:g} s: {left}")
-        final = race(verdict.built, result.source, inputs, threads=options.threads, seconds=FINAL)
-        kept = replace(result, lowered=verdict.lowered, best=verdict.built, reverted=reverted)
+        source = self.bench.source(self.recipe.source) if result.source is None else result.source
+        final = race(verdict.built, source, inputs, threads=options.threads, seconds=FINAL)
+        kept = replace(result, lowered=verdict.lowered, best=verdict.built, source=source, reverted=reverted)
         return replace(kept, trials=verdict.trials, race=final)
 
     def limit(self, built: Built) -> Limit:

@@ -18,7 +18,7 @@ from .decide import Result
 from .progress import Journal
 from .proof import Evidence
 from .report import pass_records, report, text_of
-from .workbench import signature
+from .workbench import operators, signature
 
 
 def finish(
@@ -35,7 +35,7 @@ def finish(
     records = pass_records(result.lowered, result.reverted)
     name = variant_name(options)
     variants = {name: replace(result.best.variant, passes=records)}
-    if options.keep_source:
+    if options.keeps_source and result.source is not None:
         variants["source"] = result.source.variant
     for leftover in (draft.path / "variants").iterdir():
         if leftover.name not in variants:
@@ -48,7 +48,7 @@ def finish(
     document = report(
         model=source.source.get("model", folder.stem),
         target=str(options.target),
-        source=result.source,
+        source=operators(source),
         best=result.best,
         passes=records,
         trials=result.trials,

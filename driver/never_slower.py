@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..compiler.errors import InternalError
 from ..compiler.reference import Arrays
 from ..passes.cleanup import CLEANUP
-from ..runtime.bench import BenchResult, Candidate, bench
+from ..runtime.bench import BenchResult, Candidate, TimedRunner, bench
 from ..runtime.timing import Speedup, Timings
 from .lower import Lowered, Recipe
 from .workbench import Built, Workbench
@@ -18,13 +18,18 @@ NOISE = 0.98
 
 TRIAL = 1.5
 """Most seconds spent on timing one pass; a clear case takes six rounds."""
+WRITTEN = 4
+"""Tokens written after the prompt when a pass is timed in a language model."""
 
 TOGETHER = 256 << 20
 """Bytes of weights up to which both sessions are in memory at once; each session may hold a packed copy."""
 
 
 def race(first: Built, second: Built, inputs: Arrays, *, threads: int | None, seconds: float) -> BenchResult:
-    """Time ``first`` against ``second``, the baseline, interleaved within about ``seconds``."""
+    """Time ``first`` against ``second``, the baseline, interleaved within about ``seconds``.
+
+    A program with state is timed at what it is for, the next token of a prompt.
+    """
     return bench(
         [_candidate(first, threads), _candidate(second, threads)],
         inputs,
@@ -39,7 +44,8 @@ def race(first: Built, second: Built, inputs: Arrays, *, threads: int | None, se
 def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None) -> Speedup:
     """How much faster ``built`` is than ``rival``, as soon as it is clear on which side of ``NOISE``.
 
-    Worker threads rest between runs, so neither waits for the other's to stop spinning.
+    Worker threads rest between runs, so neither waits for the other's to stop spinning. Programs with state
+    read the prompt and write ``WRITTEN`` tokens.
     """
 
     def is_clear(timings: Timings) -> bool:
@@ -47,7 +53,7 @@ def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None) ->
         return gain.low > NOISE or gain.high < NOISE
 
     result = bench(
-        [_candidate(built, threads, resting=True), _candidate(rival, threads, resting=True)],
+        [_candidate(b, threads, resting=True, written=WRITTEN) for b in (built, rival)],
         inputs,
         runs=30,
         seconds=TRIAL,
@@ -62,16 +68,21 @@ def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None) ->
     return result.speedup
 
 
-def _candidate(built: Built, threads: int | None, *, resting: bool = False) -> Candidate:
-    return Candidate(built.name, lambda: built.open(threads, resting=resting), built.weights)
+def _candidate(built: Built, threads: int | None, *, resting: bool = False, written: int = 0) -> Candidate:
+    def opened() -> TimedRunner:
+        if built.decoding is None:
+            return built.open(threads, resting=resting)
+        return built.open_stepwise(threads, resting=resting, steps=written)
+
+    return Candidate(built.name, opened, built.weights)
 
 
 def _fit_together(first: Built, second: Built) -> bool:
     return max(first.weights, second.weights) <= TOGETHER
 
 
-_FREE = frozenset(step.name for step in CLEANUP)
-"""Not timed: cleanup only takes work away."""
+_FREE = frozenset(step.name for step in CLEANUP) | {"derive-cache"}
+"""Not timed: cleanup only takes work away, and a cache is another program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +132,7 @@ def keep_what_pays(
             return Verdict(lowered, built, without, tuple(trials), tuple(candidates[index:]))
         other = recipe.lower(without | {name})
         rival = workbench.optimized(other, f"without-{name}")
-        if rival.model.data == built.model.data:
+        if all(rival.models[entry].data == model.data for entry, model in built.models.items()):
             continue
         tried = Trial(name, trial(built, rival, inputs, threads=threads))
         trials.append(tried)

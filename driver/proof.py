@@ -14,6 +14,7 @@ from ..frontends.base import Import
 from ..passes.observers import Numerics
 from ..runtime.compare import Difference, Limit, differences, scaled_error, worst
 from ..runtime.stepwise import StepwiseRunner
+from .sample_text import with_sample_text
 from .workbench import Built
 
 
@@ -78,10 +79,14 @@ class Proof:
 
 def _inputs(imported: Import, seed: int) -> list[Arrays]:
     program = imported.program
-    first = imported.examples or example_inputs(program, sizes=_typical_sizes(program), seed=seed)
+    first = imported.examples or _made(program, _typical_sizes(program), seed)
     sizes = _other_sizes(program, first)
-    second = example_inputs(program, sizes=sizes, seed=seed + 1) if sizes else first
+    second = _made(program, sizes, seed + 1) if sizes else first
     return [first, _padded(second)] if sizes or _masks(first) else [first]
+
+
+def _made(program: Program, sizes: dict[str, int], seed: int) -> Arrays:
+    return with_sample_text(program, example_inputs(program, sizes=sizes, seed=seed))
 
 
 def _typical_sizes(program: Program) -> dict[str, int]:

@@ -39,7 +39,7 @@ def report(
     *,
     model: str,
     target: str,
-    source: Built,
+    source: Mapping[str, int],
     best: Built,
     passes: tuple[PassRecord, ...],
     trials: tuple[Trial, ...],
@@ -61,8 +61,8 @@ def report(
             {**asdict(record), "gain": asdict(gains[record.name]) if record.name in gains else None}
             for record in passes
         ],
-        "ops": {"before": dict(source.variant.operators), "after": dict(best.variant.operators)},
-        "nodes": {"before": source.variant.nodes, "after": best.variant.nodes},
+        "ops": {"before": dict(source), "after": dict(best.variant.operators)},
+        "nodes": {"before": sum(source.values()), "after": best.variant.nodes},
         "error": None if proof is None else _error(proof),
         "latency": None if race is None else _latency(race, threads, inputs),
         "sizes": dict(sizes),

@@ -5,17 +5,35 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..compiler.jsonable import to_json
 from ..compiler.options import Target
 from ..compiler.reference import Array, Arrays
 from .conditions import Conditions, available_memory, conditions, peak_rss
-from .onnxruntime import OnnxRuntimeRunner
 from .timing import SETTLE, Latency, Speedup, Timings, interleave
 
 _ROUNDS_ALONE = 6
+
+
+class TimedRunner(Protocol):
+    """What is timed: inputs are checked once, then run again and again."""
+
+    load_seconds: float
+
+    def check(self, inputs: Mapping[str, Any]) -> Arrays:
+        """``inputs`` as arrays that fit. Raises: InputError listing every one that does not."""
+        ...
+
+    def run_arrays(self, arrays: Arrays) -> Arrays:
+        """One call on checked inputs."""
+        ...
+
+    def close(self) -> None:
+        """Free the session."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +41,7 @@ class Candidate:
     """Something to time: a name, how to open its runner, and bytes it needs when open (0: not known)."""
 
     name: str
-    open: Callable[[], OnnxRuntimeRunner]
+    open: Callable[[], TimedRunner]
     size: int = 0
 
 
@@ -127,7 +145,7 @@ def _together(
     candidates: Sequence[Candidate], inputs: Mapping[str, Array], pace: _Pace
 ) -> tuple[Opened, Timings]:
     opened: Opened = {}
-    runners: dict[str, OnnxRuntimeRunner] = {}
+    runners: dict[str, TimedRunner] = {}
     try:
         calls: dict[str, Callable[[], object]] = {}
         for candidate in candidates:
@@ -152,7 +170,7 @@ def _one_by_one(
         if number >= 2 and time.perf_counter() > end:  # opening takes time that no share bounds
             break
         for candidate in candidates[:: -1 if number % 2 else 1]:
-            with candidate.open() as runner:
+            with closing(candidate.open()) as runner:
                 call, first = _first_call(runner, inputs)
                 opened.setdefault(candidate.name, first)
                 alone = interleave({"": call}, runs, seconds=share, settle=pace.settle)
@@ -161,7 +179,7 @@ def _one_by_one(
 
 
 def _first_call(
-    runner: OnnxRuntimeRunner, inputs: Mapping[str, Array]
+    runner: TimedRunner, inputs: Mapping[str, Array]
 ) -> tuple[Callable[[], object], tuple[float, float]]:
     arrays = runner.check(inputs)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A program with state, run on whole sequences step by step: to prove it equal to the uncached, to time it."""
+"""A program with state run on whole sequences step by step: proved equal to the uncached one so, and timed."""
 
 from __future__ import annotations
 

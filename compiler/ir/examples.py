@@ -34,6 +34,12 @@ def example_inputs(
     }
 
 
+def index_limit(program: Program, name: str, entry: str = "main") -> int | None:
+    """Rows of the smallest table that the input ``name`` indexes; None if it indexes none of known size."""
+    values = {v.name: v for v in program.entries[entry].graph.inputs}
+    return min(_index_bounds(values[name], {}), default=None)
+
+
 def _example(spec: TensorSpec, value: ir.Value, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
     shape = concrete_shape(spec, sizes)
     name, dtype = spec.name.lower(), spec.dtype

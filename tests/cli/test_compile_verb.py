@@ -39,7 +39,7 @@ class Compiled:
         ],
         "ops": {"before": {"MatMul": 6, "Add": 4}, "after": {"MatMul": 2, "Add": 4}},
         "nodes": {"before": 10, "after": 6},
-        "error": {"scaled": 2e-7, "tolerance": 1e-4, "reference": "torch 2.13.0"},
+        "error": {"metric": "scaled", "scaled": 2e-7, "tolerance": 1e-4, "reference": "torch 2.13.0"},
         "latency": {"source": {"median": 0.03, "p90": 0.031}, "optimized": {"median": 0.02, "p90": 0.021},
                     "ratio": 1.5, "ci95": [1.4, 1.6], "threads": 2, "inputs": {"x": "float32[1,8]"}},
         "sizes": {"weights": 88_000_000},
