@@ -73,6 +73,8 @@ class Folder:
 
     def summary(self) -> dict[str, Any]:
         """Manifest facts, sizes in bytes, operators of the source and of the chosen variant."""
+        from ..compiler.jsonable import to_json
+
         manifest, proof = self.manifest, self.manifest.certificate
         plain = next((v for v in manifest.variants.values() if v.role == "source"), None)
         chosen = manifest.variants[self.variant]
@@ -83,6 +85,7 @@ class Folder:
             "created": manifest.created,
             "source": dict(manifest.source),
             **_signatures(manifest.entries, manifest.dims),
+            "decoding": to_json(manifest.decoding),
             "default": manifest.default,
             "variants": {
                 name: {
@@ -140,6 +143,7 @@ class Model:
             "created": "",
             "source": dict(program.source),
             **_signatures(entries, program.dims),
+            "decoding": None,
             "default": None,
             "variants": {},
             "sizes": {},
@@ -157,6 +161,7 @@ def _proof(proof: Certificate) -> dict[str, Any]:
         "ok": proof.ok,
         "reference": proof.reference,
         "error": proof.error,
+        "metric": proof.metric,
         "tolerance": proof.tolerance,
         "outputs": dict(proof.outputs),
     }

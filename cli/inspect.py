@@ -136,6 +136,7 @@ def _show(summary: dict[str, Any], *, everything: bool) -> None:
     from . import tables
 
     console = stdout()
+    state = {name for pair in (summary["decoding"] or {}).get("state", ()) for name in pair.values()}
     tables.facts(
         console,
         [
@@ -144,13 +145,11 @@ def _show(summary: dict[str, Any], *, everything: bool) -> None:
             ("created", summary["created"]),
             ("proof", _proved(summary["certificate"])),
             *(
-                (f"{entry}: in", "\n".join(spec["text"] for spec in e["inputs"]))
+                (f"{entry}: {way}", _signature(e[f"{way}puts"], state))
                 for entry, e in summary["entries"].items()
+                for way in ("in", "out")
             ),
-            *(
-                (f"{entry}: out", "\n".join(spec["text"] for spec in e["outputs"]))
-                for entry, e in summary["entries"].items()
-            ),
+            ("cache", _cache(summary["decoding"])),
             ("sizes", ", ".join(f"{name} {span}" for name, span in summary["dims"].items())),
             ("checked", None if summary["checked"] is None else f"{summary['checked']} files are as written"),
         ],
@@ -173,9 +172,23 @@ def _show(summary: dict[str, Any], *, everything: bool) -> None:
         tables.put(console, tables.operators(counts["before"], counts["after"], everything=everything))
 
 
+def _signature(specs: list[dict[str, Any]], state: set[str]) -> str:
+    """One line a tensor; the tensors of a cache, which are many and alike, are told by ``_cache``."""
+    return "\n".join(spec["text"] for spec in specs if spec["name"] not in state)
+
+
+def _cache(decoding: dict[str, Any] | None) -> str | None:
+    if decoding is None:
+        return None
+    context = decoding["context"]
+    bound = "without bound" if context is None else f"up to {context} positions"
+    return f"{len(decoding['state'])} tensors of {decoding['entry']!r}, {bound}"
+
+
 def _proved(proof: dict[str, Any] | None) -> str | None:
     if proof is None:
         return None
     verdict = "equal" if proof["ok"] else "NOT equal"
-    bound = f"scaled error {proof['error']:.2g}, tolerance {proof['tolerance']:.2g}"
+    name = "scaled error" if proof["metric"] == "scaled" else "mean KL"
+    bound = f"{name} {proof['error']:.2g}, tolerance {proof['tolerance']:.2g}"
     return f"{verdict} to {proof['reference']}: {bound}"

@@ -114,6 +114,7 @@ def source_program(artifact: Artifact) -> Program:
         call=manifest.call,
         layers=dict(manifest.layers),
         source=dict(manifest.source),
+        context=None if manifest.decoding is None else manifest.decoding.context,
     )
     infer_shapes(program)
     return program

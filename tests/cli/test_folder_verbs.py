@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from support.command_line import Call
 
 INSPECT_KEYS = [
-    "schema", "kind", "name", "created", "source", "entries", "dims", "default", "variants", "sizes", "ops",
+    "schema", "kind", "name", "created", "source", "entries", "dims", "decoding", "default", "variants", "sizes", "ops",
     "passes", "certificate", "environment", "options", "checked",
 ]  # fmt: skip
 
