@@ -1,13 +1,14 @@
-"""Build the transformers module of a checked folder: no network, no remote code, no pickle."""
+"""The transformers class and configuration of a checked folder, and the module they make: no remote code."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from typing import Any
 
-from ...compiler.errors import ModelError, Problem, UnsupportedError, require
+from ...compiler.errors import ModelError, UnsupportedError, require
+from ..stored import same
 from .folder import Folder
+from .skeleton import Skeleton, first_line, load, quiet_transformers, skeleton
 
 
 def build(folder: Folder) -> Any:
@@ -17,35 +18,35 @@ def build(folder: Folder) -> Any:
     does not fit the weights; UnsupportedError for an architecture that transformers does not have.
     """
     transformers = require("transformers", extra="huggingface")
-    torch = require("torch", extra="torch")
-    place = folder.path.name
-    with _silent(transformers):
-        config = _config(folder, transformers)
-        kind = _class(config, transformers, place)
-        _check_size(folder, kind, config, torch)
-        try:
-            model, info = kind.from_pretrained(
-                str(folder.path),
-                config=config,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except Exception as error:  # transformers raises errors of many kinds
-            raise ModelError(place, f"transformers can't load it: {_first(error)}") from error
-    wrong = [Problem(place, f"weights lack tensor {key!r}") for key in sorted(info["missing_keys"])]
-    wrong += [
-        Problem(place, f"tensor {key!r} is {list(found)}, the configuration wants {list(wanted)}")
-        for key, found, wanted in sorted(info["mismatched_keys"])
-    ]
-    if wrong:
-        raise ModelError.of(wrong)
-    if getattr(model.config, "use_cache", None):
-        model.config.use_cache = False
-    return model.eval()
+    require("torch", extra="torch")
+    with quiet_transformers(transformers):
+        config, kind = _checked(folder, transformers)
+        return load(kind, config, folder.path.name, folder=str(folder.path))
+
+
+def build_skeleton(folder: Folder) -> Skeleton | None:
+    """The module of ``folder`` without its weights; None if these need more than renaming.
+
+    Raises: as ``build``.
+    """
+    transformers = require("transformers", extra="huggingface")
+    require("torch", extra="torch")
+    with quiet_transformers(transformers):
+        config, kind = _checked(folder, transformers)
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in folder.tensors.items()}
+
+    def equal(one: str, other: str) -> bool:
+        return same(folder.tensors[one], folder.tensors[other])
+
+    return skeleton(kind, config, shapes, folder.path.name, equal)
+
+
+def _checked(folder: Folder, transformers: Any) -> tuple[Any, Any]:
+    config = _config(folder, transformers)
+    kind = _class(config, transformers, folder.path.name)
+    held = sum(math.prod(tensor.shape) for tensor in folder.tensors.values())
+    check_size(kind, config, held, f"{folder.path.name}/config.json")
+    return config, kind
 
 
 def _config(folder: Folder, transformers: Any) -> Any:
@@ -64,7 +65,7 @@ def _config(folder: Folder, transformers: Any) -> Any:
             str(folder.path), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a wrong field raises whatever its check raises
-        raise ModelError(place, f"does not parse: {_first(error)}", "download the model again") from error
+        raise ModelError(place, f"does not parse: {first_line(error)}", "download the model again") from error
 
 
 def _class(config: Any, transformers: Any, place: str) -> Any:
@@ -78,44 +79,23 @@ def _class(config: Any, transformers: Any, place: str) -> Any:
         raise UnsupportedError(
             f"{place}/config.json", fact, "upgrade transformers, or pass a module in Python"
         )
-    return transformers.AutoModel
+    found = transformers.MODEL_MAPPING.get(type(config))
+    if isinstance(found, type):
+        return found
+    fact = f"names no architecture, and model type {config.model_type!r} has no default"
+    raise UnsupportedError(f"{place}/config.json", fact, 'add "architectures" to it')
 
 
-def _check_size(folder: Folder, kind: Any, config: Any, torch: Any) -> None:
-    """Refuse a configuration whose sizes are far from the weights', before memory is asked for."""
-    place = f"{folder.path.name}/config.json"
+def check_size(kind: Any, config: Any, held: int, place: str) -> None:
+    """Refuse a configuration that wants far more than the ``held`` elements, before memory is asked for."""
+    import torch
+
     try:
         with torch.device("meta"):
-            build_empty = getattr(kind, "from_config", None) or kind
-            declared = sum(p.numel() for p in build_empty(config).parameters())
+            declared = sum(p.numel() for p in kind(config).parameters())
     except Exception as error:  # a wrong field raises whatever the layers raise
-        raise ModelError(place, f"does not build: {_first(error)}", "download the model again") from error
-    held = 0
-    for shape in folder.shapes.values():
-        size = 1
-        for dim in shape:
-            size *= dim
-        held += size
+        raise ModelError(place, f"does not build: {first_line(error)}", "download the model again") from error
     if declared > 2 * held + 10_000_000:
         raise ModelError(
             place, f"declares {declared} parameters, the weights hold {held}", "download it again"
         )
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]
-
-
-@contextmanager
-def _silent(transformers: Any) -> Iterator[None]:
-    """No progress bars or load reports on the user's terminal."""
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity(50)
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()

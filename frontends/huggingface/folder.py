@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from ...compiler.errors import ModelError, Problem, UnsupportedError
+from ..stored import Stored
 
 ASSETS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
@@ -18,18 +21,24 @@ ASSETS = (
 )  # fmt: skip
 """Files that travel into the executable folder: tokenizer, chat template, generation settings."""
 
+DTYPES = {
+    "F64": ir.DataType.DOUBLE, "F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16, "I64": ir.DataType.INT64, "I32": ir.DataType.INT32,
+    "I16": ir.DataType.INT16, "I8": ir.DataType.INT8, "U8": ir.DataType.UINT8, "BOOL": ir.DataType.BOOL,
+}  # fmt: skip
+"""Element types of safetensors files by their name there."""
+
 GENERATION = "generation_config.json"
 """The one asset that lies beside the manifest, not under ``tokenizer/``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A checked model folder: ``weights`` are its safetensors files, ``shapes`` every tensor they hold."""
+    """A checked model folder: its configuration and every tensor of its safetensors files."""
 
     path: Path
     config: dict[str, Any]
-    weights: tuple[Path, ...]
-    shapes: dict[str, tuple[int, ...]]
+    tensors: dict[str, Stored]
 
     @property
     def assets(self) -> dict[str, Path | bytes]:
@@ -52,11 +61,10 @@ def open_folder(path: Path) -> Folder:
         method = config["quantization_config"].get("quant_method", "an unknown method")
         fix = "give the unquantized model"
         raise UnsupportedError(f"{path.name}/config.json", f"the weights are quantized with {method}", fix)
-    weights = tuple(_weight_files(path))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in weights:
-        shapes |= _shapes(file)
-    return Folder(path, config, weights, shapes)
+    tensors: dict[str, Stored] = {}
+    for file in _weight_files(path):
+        tensors |= _tensors(file)
+    return Folder(path, config, tensors)
 
 
 def read_json(path: Path) -> Any:
@@ -107,11 +115,26 @@ def _weight_files(path: Path) -> Iterator[Path]:
         raise ModelError(path.name, "holds no model.safetensors", "download the weights too")
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def _tensors(file: Path) -> dict[str, Stored]:
+    """Where the tensors of a safetensors file lie; the library has checked its header and its length."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="numpy") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        with safe_open(file, framework="numpy"):
+            pass
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(file.name, f"is no sound safetensors file ({error})", "download it again") from None
+    header.pop("__metadata__", None)
+    unknown = sorted({entry["dtype"] for entry in header.values()} - DTYPES.keys())
+    if unknown:
+        fact = f"holds tensors of type {', '.join(unknown)}"
+        raise UnsupportedError(file.name, fact, f"save it as one of {', '.join(DTYPES)}")
+    return {
+        name: Stored(
+            file, 8 + length + entry["data_offsets"][0], DTYPES[entry["dtype"]], tuple(entry["shape"])
+        )
+        for name, entry in header.items()
+    }

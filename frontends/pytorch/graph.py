@@ -1,4 +1,4 @@
-"""From the exporter's model to a Program: names, dimension names, shared weights, folded shape arithmetic."""
+"""From the exporter's model to a Program: names, dimension names, folded shape arithmetic."""
 
 from __future__ import annotations
 
@@ -75,43 +75,6 @@ def _renamed(
     if isinstance(dim, int) or (dim.value is not None and dim.value.isdigit()):
         return int(str(dim))
     return None if dim.value is None else pattern.sub(lambda match: dims[match[1]], dim.value)
-
-
-def view_weights(model: ir.Model) -> None:
-    """Replace ``Transpose`` and ``Reshape`` of a weight by a view of the torch parameter: no copy is made.
-
-    A weight that is also read as it is (tied embeddings) keeps its node: it would be stored twice.
-    """
-    for node in list(model.graph):
-        weight = node.inputs[0] if node.op_type in ("Transpose", "Reshape") and node.inputs else None
-        tensor: Any = None if weight is None else weight.const_value
-        if weight is None or not weight.is_initializer() or not hasattr(tensor, "raw"):
-            continue
-        if len(weight.uses()) > 1 or node.outputs[0].is_graph_output():
-            continue
-        raw, suffix = _view(node, tensor.raw)
-        if raw is None:
-            continue
-        value = ir.Value(name=f"{weight.name}.{suffix}", type=ir.TensorType(tensor.dtype))
-        value.const_value = type(tensor)(raw, name=value.name)
-        value.shape = ir.Shape(list(raw.shape))
-        model.graph.register_initializer(value)
-        node.outputs[0].replace_all_uses_with(value)
-        model.graph.remove(node, safe=True)
-        model.graph.initializers.pop(str(weight.name))
-
-
-def _view(node: ir.Node, raw: Any) -> tuple[Any, str]:
-    if not hasattr(raw, "permute"):
-        return None, ""
-    if node.op_type == "Transpose":
-        perm = node.attributes.get("perm")
-        order = list(perm.as_ints()) if perm is not None else list(range(raw.dim()))[::-1]
-        return raw.detach().permute(order), "T"
-    shape = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-    if shape is None or 0 in shape.numpy() or not raw.is_contiguous():
-        return None, ""
-    return raw.detach().view(shape.numpy().tolist()), "view"
 
 
 def simplify(model: ir.Model) -> None:

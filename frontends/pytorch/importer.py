@@ -13,22 +13,28 @@ from ..onnx.normalize import program_from_model
 from .capture import capture
 from .dimensions import choose
 from .examples import arguments_of
-from .graph import name_weights, rename, simplify, view_weights
+from .graph import name_weights, rename, simplify
 from .origins import complete_sources, module_outputs, set_torch_sources
 from .recurrent import prepare_layers, recurrent_operators, weight_names
 from .reference import TorchReference, device_of
 from .translate import translate
 from .trees import to_numpy
+from .weights import Weight, attach, emit_weights, view_weights
 
 
 def import_module(
-    module: Any, options: CompileOptions, inputs: object = None, *, framework: str = "torch"
+    module: Any,
+    options: CompileOptions,
+    inputs: object = None,
+    *,
+    framework: str = "torch",
+    stored: Mapping[int, Weight] | None = None,
 ) -> Import:
     """Import a ``torch.nn.Module``, called with ``inputs`` or with what ``options.inputs`` describes.
 
     The module is put into evaluation mode for the time of the import; its parameters become the program's
     weights without a copy. Without ``--input`` and ``--dim``, dimension 0 and the length of ids are dynamic
-    where the module allows.
+    where the module allows. ``stored`` gives parameters, by address, values that are not in the module.
 
     Raises: InputError, OptionError, UnsupportedError (operators, control flow, sizes that can't vary).
     """
@@ -51,6 +57,7 @@ def import_module(
         captured.dims,
         framework,
         weight_names(prepared),
+        stored,
     )
     program.call = Call(arguments.parameters(arguments.names), captured.result(outputs), "torch")
     program.source |= {"framework": f"torch {torch.__version__.partition('+')[0]}", "model": name}
@@ -69,13 +76,16 @@ def program_from_exported(
     dims: dict[str, DimRange],
     framework: str,
     weights: Mapping[int, str] | None = None,
+    stored: Mapping[int, Weight] | None = None,
 ) -> Program:
     """The Program of an exported program.
 
-    ``symbols`` names torch's dimension symbols, ``weights`` tensors by address that torch only numbers.
+    ``symbols`` names torch's dimension symbols, ``weights`` tensors by address that torch only numbers,
+    ``stored`` gives values by address.
     """
     model, decomposed = translate(exported, name)
     name_weights(model, weights or {})
+    attach(model, stored or {})
     by_name = {value.name: value for node in model.graph for value in node.outputs}
     layers = {path: by_name[n] for path, n in module_outputs(decomposed).items() if n in by_name}
     rename(model, inputs, outputs, symbols)
@@ -85,6 +95,7 @@ def program_from_exported(
     simplify(model)
     complete_sources(model)
     program = program_from_model(model, framework=framework, name=name, dims=dims)
+    emit_weights(program.main)
     kept = {str(v.name) for node in program.main.graph for v in node.outputs}
     program.layers = {path: value for path, value in names.items() if value in kept}
     return program

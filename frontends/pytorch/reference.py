@@ -33,6 +33,10 @@ class TorchReference:
         self._outputs = tuple(outputs)
         self._paths = frozenset(paths)
 
+    def over(self, module: Any) -> TorchReference:
+        """The same calls of another ``module``."""
+        return TorchReference(module, self._arguments, self._inputs, self._outputs, list(self._paths))
+
     def run(self, inputs: Mapping[str, Array]) -> Arrays:
         """Outputs of the module in evaluation mode. Raises: InputError if an input is missing."""
         leaves, _ = result_leaves(self._call(inputs))

@@ -53,8 +53,8 @@ def test_tokenizer_travels_with_the_program(minilm):
     assert {f"tokenizer/{name}" for name in names} <= minilm.program.assets.keys()
 
 
-def test_weights_are_mapped_from_the_file(minilm):
-    weight = minilm.reference._module.encoder.layer[0].intermediate.dense.weight
+def test_weights_of_the_reference_are_mapped_from_the_file(minilm):
+    weight = minilm.reference.reference._module.encoder.layer[0].intermediate.dense.weight
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, end = (int(part, 16) for part in line.split()[0].split("-"))
         if start <= weight.data_ptr() < end:
