@@ -58,6 +58,7 @@ def import_module(
         framework,
         weight_names(prepared),
         stored,
+        owned=True,
     )
     program.call = Call(arguments.parameters(arguments.names), captured.result(outputs), "torch")
     program.source |= {"framework": f"torch {torch.__version__.partition('+')[0]}", "model": name}
@@ -77,13 +78,15 @@ def program_from_exported(
     framework: str,
     weights: Mapping[int, str] | None = None,
     stored: Mapping[int, Weight] | None = None,
+    *,
+    owned: bool = False,
 ) -> Program:
     """The Program of an exported program.
 
     ``symbols`` names torch's dimension symbols, ``weights`` tensors by address that torch only numbers,
-    ``stored`` gives values by address.
+    ``stored`` gives values by address. ``owned``: the program may be edited.
     """
-    model, decomposed = translate(exported, name)
+    model, decomposed = translate(exported, name, owned=owned)
     name_weights(model, weights or {})
     attach(model, stored or {})
     by_name = {value.name: value for node in model.graph for value in node.outputs}

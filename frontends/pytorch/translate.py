@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -11,36 +12,47 @@ import onnx_ir as ir
 from ...compiler.errors import Problem, UnsupportedError
 from ...compiler.program import OPSET
 from .capture import quiet
+from .composite import composite_translations, decomposition_where_needed
 from .translations import translations
 
 _FRONTENDS = str(Path(__file__).parents[1])
 
 
-def translate(exported: Any, name: str) -> tuple[ir.Model, Any]:
+def translate(exported: Any, name: str, *, owned: bool = False) -> tuple[ir.Model, Any]:
     """The ONNX model of ``exported`` (weights shared with it) and the decomposed program it was made from.
+
+    ``owned``: the program is the caller's own and may be edited.
 
     Raises: UnsupportedError listing every operator without a translation, with counts and source lines.
     """
-    import torch
-
-    table = translations()
-    # no_grad as while capturing: with gradients torch picks other attention kernels, whose strides differ
-    with quiet(), torch.no_grad():
+    table = {**composite_translations(), **translations()}
+    made = None
+    if owned:
+        with suppress(Exception), decomposition_where_needed():  # else decomposed, which has the last word
+            made = _exported_to_onnx(exported, table)
+    if made is None:
         try:
-            made = torch.onnx.export(
-                exported,
-                dynamo=True,
-                opset_version=OPSET,
-                optimize=False,
-                verbose=False,
-                custom_translation_table=table,
-            )
+            made = _exported_to_onnx(exported, table)
         except Exception as error:
             fallback = Problem(name, f"torch.onnx.export fails: {_innermost(error)}")
             raise UnsupportedError.of(_unsupported(exported, table) or [fallback]) from error
-    assert made is not None
     _refuse_mutation(made.exported_program, name)
     return made.model, made.exported_program
+
+
+def _exported_to_onnx(exported: Any, table: dict[Any, Any]) -> Any:
+    import torch
+
+    # no_grad as while capturing: with gradients torch picks other attention kernels, whose strides differ
+    with quiet(), torch.no_grad():
+        return torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+            custom_translation_table=table,
+        )
 
 
 def _unsupported(exported: Any, table: dict[Any, Any]) -> list[Problem]:
