@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,11 @@ from ..compiler.errors import ArtifactError, CompileError, OptionError
 from ..compiler.manifest import Entry, Manifest
 from ..compiler.options import Target
 from ..compiler.program import TensorSpec
-from ..compiler.reference import Arrays, Reference
+from ..compiler.reference import Array, Arrays, Reference
 from .bench import BenchResult, Candidate, bench
 from .call import default_call, flatten, unflatten
 from .compare import Limit
+from .generate import Conversation, GenerationOptions, Generator, Stream
 from .onnxruntime import OnnxRuntimeRunner
 from .samples import sample_inputs
 from .session import open_runner
@@ -57,6 +59,7 @@ class Executable:
         self._artifact = artifact
         self._resolve = resolve_reference
         self._runners: dict[tuple[str, str, int | None], OnnxRuntimeRunner] = {}
+        self._generators: dict[tuple[str, int | None], Generator] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._remove = weakref.finalize(self, shutil.rmtree, artifact.folder, True) if temporary else None
@@ -120,6 +123,61 @@ class Executable:
             if key not in self._runners:
                 self._runners[key] = open_runner(self._artifact, name, entry=entry, threads=threads)
             return self._runners[key]
+
+    def generate(
+        self,
+        prompt: object,
+        *,
+        rows: int = 8,
+        variant: str | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Continue a prompt: text, a list of tokens, or messages (``{"role": "user", "content": "…"}``).
+
+        A Generation; for a list of prompts a list of them, ``rows`` run together. ``options`` are the fields
+        of GenerationOptions: ``max_tokens``, ``temperature`` (0, the default, is greedy), ``stop``, …
+        Raises: InputError for prompts that do not fit, UnsupportedError if the model keeps no state.
+        """
+        generator = self.generator(variant, threads=threads)
+        return generator.generate(prompt, GenerationOptions.of(options), rows)
+
+    def stream(
+        self, prompt: object, *, variant: str | None = None, threads: int | None = None, **options: Any
+    ) -> Stream:
+        """The text of ``generate`` in pieces as it is written; ``result`` of the Stream is the Generation."""
+        return self.generator(variant, threads=threads).stream(prompt, GenerationOptions.of(options))
+
+    def chat(
+        self,
+        system: str | None = None,
+        *,
+        variant: str | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> Conversation:
+        """A new conversation, by the model's chat template; ``options`` as in ``generate``."""
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        return Conversation(self.generator(variant, threads=threads), messages, **options)
+
+    def logits(self, prompt: object, *, variant: str | None = None, threads: int | None = None) -> Array:
+        """float32[tokens, vocabulary]: the logits after every token of a prompt."""
+        return self.generator(variant, threads=threads).logits(prompt)
+
+    def generator(self, variant: str | None = None, *, threads: int | None = None) -> Generator:
+        """What continues text with a variant; made once for each count of threads.
+
+        Raises: UnsupportedError if the variant keeps no state between tokens, with the reason.
+        """
+        name, _ = self._artifact.variant(variant)
+        with self._lock:
+            if (name, threads) not in self._generators:
+                open_entry = partial(self._entry_runner, name, threads)
+                self._generators[name, threads] = Generator(self._artifact, name, open_entry)
+            return self._generators[name, threads]
+
+    def _entry_runner(self, variant: str, threads: int | None, entry: str) -> OnnxRuntimeRunner:
+        return self.runner(variant, entry=entry, threads=threads)
 
     def bench(
         self,
@@ -255,6 +313,7 @@ class Executable:
             for runner in self._runners.values():
                 runner.close()
             self._runners.clear()
+            self._generators.clear()
         self._artifact.close()
         if self._remove is not None:
             self._remove()

@@ -130,11 +130,29 @@ class OnnxRuntimeRunner:
                 outputs = session.run(None, arrays)
         return dict(zip(self._names, outputs, strict=True))
 
+    def binding(self) -> Any:
+        """A new binding of inputs and outputs to memory. Raises: CompileError if closed."""
+        with self._translated() as session:
+            return session.io_binding()
+
+    def run_bound(self, binding: Any) -> None:
+        """Run over the memory that ``binding`` names; outputs that are not bound are not returned.
+
+        Raises: CompileError if a kernel fails.
+        """
+        session = self._session
+        if session is None:
+            raise self._closed()
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:
+            raise translated(error, self._place) from error
+
     @contextmanager
     def _translated(self) -> Iterator[Any]:
         session = self._session
         if session is None:
-            raise CompileError(self._place, "was closed", "open it again")
+            raise self._closed()
         try:
             yield session
         except Exception as error:
@@ -143,6 +161,9 @@ class OnnxRuntimeRunner:
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+    def _closed(self) -> CompileError:
+        return CompileError(self._place, "was closed", "open it again")
 
     def _is_input(self, name: str) -> bool:
         return any(spec.name == name for spec in self.inputs)

@@ -13,6 +13,7 @@ from ...weights import WeightStore
 from ..base import Build
 from . import kernels
 from .settings import settings_for
+from .state import SETTING, is_in_place
 
 INLINE = 1024
 """Tensors of fewer bytes stay in the model: ONNX Runtime folds shapes only from those."""
@@ -54,7 +55,12 @@ class OnnxRuntimeBackend:
                 raise ModelError(f"entry {entry!r}", fact, "turn large Constant attributes into initializers")
             entries[entry] = f"{entry}.onnx"
             (folder / entries[entry]).write_bytes(data)
-        return Build(entries, settings_for(target))
+        settings = settings_for(target)
+        if program.decoding is not None and is_in_place(
+            program.entries[program.decoding.entry], program.decoding
+        ):
+            settings[SETTING] = "1"
+        return Build(entries, settings)
 
 
 def serialized(model: ir.Model, weights: WeightStore, opset: int | None = None) -> bytes:
