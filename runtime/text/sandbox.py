@@ -140,11 +140,18 @@ def _check_replace(text: str, old: str, new: str) -> None:
     _check_product(count, len(new))
 
 
-def _check_format(text: str, marks: str, arguments: Any) -> None:
-    if re.search(r"\d{4}|\*", text):
-        raise ExceededError("formats with a width of four digits or more")
+_WIDE = {
+    "%": r"%(?:\([^)]*\))?[-#0 +]*(?:\d{4}|\*|\d*\.(?:\d{4}|\*))",
+    "{": r"\{[^{}]*:[^{}]*(?:\d{4}|\{)",
+}
+"""Widths of four digits or more, or taken from an argument, in both ways to format."""
+
+
+def _check_format(text: str, mark: str, arguments: Any) -> None:
+    if re.search(_WIDE[mark], text):
+        raise ExceededError("formats with a width of four digits or more, or a variable one")
     size = sum(len(v) if isinstance(v, str) else 16 for v in _weighed([str(arguments)]))
-    _check_product(sum(text.count(mark) for mark in marks), size)
+    _check_product(text.count(mark), size)
 
 
 def _check_method(text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -153,7 +160,7 @@ def _check_method(text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[s
     elif name == "join" and args:
         bounded(args[0])
         _check_product(len(text), len(args[0]) if hasattr(args[0], "__len__") else NUMBER)
-    elif name == "format":
+    elif name in ("format", "format_map"):
         _check_format(text, "{", [args, kwargs])
     elif name in ("strip", "lstrip", "rstrip") and args and isinstance(args[0], str):
         _check_product(len(args[0]), 10_000)
@@ -206,7 +213,7 @@ def _tojson(
 
 
 def _strftime_now(form: str) -> str:
-    if len(form) > 1000 or re.search(r"\d{3}", form):
+    if len(form) > 1000 or re.search(r"%[-_0^#+]*\d{3}", form):
         raise ExceededError("formats a date with a width of three digits or more")
     return datetime.now().strftime(form)
 

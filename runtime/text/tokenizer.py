@@ -102,7 +102,8 @@ class Tokenizer:
         listed = [int(number) for number in ids]
         if wrong := [number for number in listed if not 0 <= number < 1 << 32]:
             raise InputError("ids", f"{wrong[0]} is no token id")
-        return str(self.backend.decode(listed, skip_special_tokens=skip_special))
+        decode = self.backend.decode
+        return str(_guarded(lambda: decode(listed, skip_special_tokens=skip_special), self._files.place))
 
     def detokenizer(self, skip_special: bool = True) -> Detokenizer:
         """A new stream from ids to text."""
