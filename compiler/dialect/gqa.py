@@ -26,7 +26,7 @@ from .base import (
 )
 from .rotary import rotate
 
-_UNSUPPORTED = ("k_scale", "v_scale", "q_norm_weight", "k_norm_weight", "query_seqlens")
+_UNSUPPORTED = ("k_scale", "v_scale", "q_norm_weight", "k_norm_weight")
 
 
 def group_query_attention(
@@ -42,7 +42,12 @@ def group_query_attention(
     position_ids: Array | None = None,
     attention_bias: Array | None = None,
     head_sink: Array | None = None,
-    *quantization: Array | None,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
+    q_norm_weight: Array | None = None,
+    k_norm_weight: Array | None = None,
+    query_seqlens: Array | None = None,
+    *,
     num_heads: int,
     kv_num_heads: int,
     **options: Any,
@@ -51,13 +56,14 @@ def group_query_attention(
 
     query: [batch, sequence, heads * head], or with key and value behind it on the last axis. past and
     present: [batch, kv heads, length, head]. seqlens_k: int32[batch], tokens in the cache afterwards
-    minus one. Outputs: [batch, sequence, heads * head], present key, present value. Rows of the
-    present beyond a batch entry's length are zero.
+    minus one. query_seqlens: int32[batch], how many of the sequence's tokens count, all if left out; those
+    behind them stay out of the cache. Outputs: [batch, sequence, heads * head], present key, present
+    value. Rows of the present beyond a batch entry's length are zero.
 
-    Raises: UnsupportedError for quantized or windowed caches, norms of query and key, query_seqlens.
+    Raises: UnsupportedError for quantized or windowed caches, norms of query and key.
     """
     if (
-        any(q is not None for q in quantization)
+        any(q is not None for q in (k_scale, v_scale, q_norm_weight, k_norm_weight))
         or options["sliding_window_cache"]
         or options["kv_cache_bit_width"]
     ):
@@ -73,7 +79,7 @@ def group_query_attention(
     y = np.zeros(q.shape, np.float64)
     for b in range(batch):
         total = int(seqlens_k.reshape(-1)[b]) + 1
-        past = max(0, total - sequence)
+        past = max(0, total - (sequence if query_seqlens is None else int(query_seqlens.reshape(-1)[b])))
         if options["do_rotary"] and cos_cache is not None and sin_cache is not None:
             at = past + np.arange(sequence) if position_ids is None else position_ids.reshape(-1, sequence)[b]
             at = np.minimum(at, cos_cache.shape[0] - 1)  # padding rows may lie beyond the table

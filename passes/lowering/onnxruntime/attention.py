@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from ....compiler.ir.constants import constant
 from ....compiler.ir.rewrite import Rewriter
 from ...base import PassContext, RewritePass, decline, skip
-from .heads import flat, heads_of, is_swap, same_dims, shape_constant
+from .heads import flat, heads_of, is_swap, merge_back
 
 
 @dataclass(frozen=True)
@@ -55,31 +54,5 @@ class FlattenAttention(RewritePass):
             if old.name:
                 at.replace(old, new)
         for reader in dict.fromkeys(readers):
-            _merge_back(at, reader.outputs[0], results[0], (sizes[0], value_sizes[1]))
+            merge_back(at, reader.outputs[0], results[0], (sizes[0], value_sizes[1]))
         return f"reads [batch, sequence, {hidden}] projections with {sizes[0]} heads"
-
-
-def _merge_back(at: Rewriter, split: ir.Value, flat_output: ir.Value, sizes: tuple[int, int]) -> None:
-    """Replace ``split`` [batch, sequence, heads, size] by views of ``flat_output``."""
-    for usage in split.uses():
-        reshape = usage.node
-        if reshape.op_type != "Reshape" or reshape.domain != "" or usage.idx != 0:
-            continue
-        merged = reshape.outputs[0]
-        if _same_shape(merged, flat_output):
-            at.replace(merged, flat_output)
-        elif _keeps_elements(reshape):
-            allow = reshape.attributes.get_int("allowzero", 0)
-            at.replace(merged, at.op("Reshape", flat_output, reshape.inputs[1], allowzero=allow or None))
-    if split.uses() or split.is_graph_output():
-        at.replace(split, at.op("Reshape", flat_output, shape_constant(at, [0, 0, *sizes])))
-
-
-def _same_shape(a: ir.Value, b: ir.Value) -> bool:
-    return a.shape is not None and b.shape is not None and same_dims(a.shape, b.shape)
-
-
-def _keeps_elements(reshape: ir.Node) -> bool:
-    """Whether the target shape copies no dimension, so that any view of the same elements may be reshaped."""
-    target = constant(reshape.inputs[1])
-    return target is not None and 0 not in target.tolist()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ....compiler.ir.constants import constant
 from ....compiler.ir.rewrite import Rewriter
 
 SWAP = (0, 2, 1, 3)
@@ -75,6 +76,32 @@ def merge_heads(at: Rewriter, value: ir.Value, hidden: int) -> ir.Value:
     if shape is not None:
         merged.shape = ir.Shape([*shape[:2], hidden])
     return merged
+
+
+def merge_back(at: Rewriter, split: ir.Value, flat_output: ir.Value, sizes: tuple[int, int]) -> None:
+    """Replace ``split`` [batch, sequence, heads, size] by views of ``flat_output``."""
+    for usage in split.uses():
+        reshape = usage.node
+        if reshape.op_type != "Reshape" or reshape.domain != "" or usage.idx != 0:
+            continue
+        merged = reshape.outputs[0]
+        if _same_shape(merged, flat_output):
+            at.replace(merged, flat_output)
+        elif _keeps_elements(reshape):
+            allow = reshape.attributes.get_int("allowzero", 0)
+            at.replace(merged, at.op("Reshape", flat_output, reshape.inputs[1], allowzero=allow or None))
+    if split.uses() or split.is_graph_output():
+        at.replace(split, at.op("Reshape", flat_output, shape_constant(at, [0, 0, *sizes])))
+
+
+def _same_shape(a: ir.Value, b: ir.Value) -> bool:
+    return a.shape is not None and b.shape is not None and same_dims(a.shape, b.shape)
+
+
+def _keeps_elements(reshape: ir.Node) -> bool:
+    """Whether the target shape copies no dimension, so that any view of the same elements may be reshaped."""
+    target = constant(reshape.inputs[1])
+    return target is not None and 0 not in target.tolist()
 
 
 def same_dims(a: Iterable[int | ir.SymbolicDim], b: Iterable[int | ir.SymbolicDim]) -> bool:

@@ -1,0 +1,304 @@
+"""Attention over a KV cache in ONNX Runtime's own kernel, GroupQueryAttention, with the rotation inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from ....compiler.dialect import MIAOTUI
+from ....compiler.ir.constants import constant
+from ....compiler.ir.provenance import add_passes
+from ....compiler.ir.rewrite import Rewriter
+from ....compiler.program import Program, dim_of
+from ....compiler.reference import Array
+from ...base import NoMatch, Note, Pass, PassContext, PassResult, decline, import_domains
+from .heads import Flat, flat, heads_of, is_swap, merge_back, shape_constant
+from .rotary_table import table_of
+
+DTYPES = (ir.DataType.FLOAT,)
+"""dtypes of the CPU kernel that are not cast."""
+
+_PAIRS = 8
+"""The kernel rotates pairs in multiples of this many, in heads of multiples of twice as many."""
+
+
+@dataclass(frozen=True)
+class UseGroupQueryAttention(Pass):
+    """Run attention over a KV cache as GroupQueryAttention, rotary embedding inside, cache in place.
+
+    The number of new tokens goes in as ``query_seqlens``: without it the kernel takes several tokens behind
+    a past for one row only. Queries are scaled beforehand and ``head_sink`` is -inf, which changes nothing
+    in the result but the choice of kernel: onnxruntime 1.32 takes 270 µs for one token behind 2,048 (9 heads
+    of 64, 3 KV heads) in the kernel it chooses by itself, 118 in this one; for chunks up to 512 tokens both
+    are within 10 %.
+    """
+
+    name: ClassVar[str] = "group-query-attention"
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        """Try every CachedAttention."""
+        hits: list[Note] = []
+        declined: list[Note] = []
+        for model in program.entries.values():
+            shared = _Shared(program.context)
+            for node in tuple(model.graph):
+                if (node.domain, node.op_type) != (MIAOTUI, "CachedAttention"):
+                    continue
+                at = Rewriter(node)
+                try:
+                    if context.target.device != "cpu":
+                        decline("onnxruntime-gpu 1.31 takes no chunks of several rows behind a past")
+                    text = _rewrite(node, at, shared)
+                except NoMatch as left:
+                    declined.append(Note(str(node.name), left.reason))
+                    continue
+                hits.append(Note(str(node.name), text))
+                for made in at.made:
+                    add_passes(made, [self.name])
+        import_domains(program)
+        return PassResult(len(hits), tuple(hits), tuple(declined))
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What all layers of a graph read: lengths by past_lengths and tokens, tables by the values they hold."""
+
+    context: int | None
+    lengths: dict[tuple[ir.Value, object], tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
+    tables: dict[tuple[ir.Value | None, ...], Array | NoMatch] = field(default_factory=dict)
+    stored: dict[tuple[ir.DataType, bytes], ir.Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rotation:
+    """The rotary embeddings of query and key, to be done by the kernel."""
+
+    query: ir.Value
+    key: ir.Value
+    cos: Array
+    sin: Array
+    interleaved: int
+
+
+def _rewrite(node: ir.Node, at: Rewriter, shared: _Shared) -> str:
+    query, key, value, past_key, past_value, lengths, *rest = node.inputs
+    bias = rest[0] if rest else None
+    assert query is not None and key is not None and value is not None and lengths is not None
+    heads, kv_heads, size = _sizes(query, key, value)
+    why = ""
+    rotation: _Rotation | None = None
+    try:
+        rotation = _rotation(query, key, lengths, size, shared)
+    except NoMatch as left:
+        why = f", rotated before: {left.reason}" if left.reason else ""
+    sources = (query, key, value) if rotation is None else (rotation.query, rotation.key, value)
+    plans = [flat(part) for part in sources]
+    if None in plans:
+        decline("number of heads or head size is not static")
+
+    tables: Sequence[ir.Value | None] = (None, None)
+    if rotation is not None:
+        tables = [_stored(at, shared, t, query, n) for t, n in ((rotation.cos, "cos"), (rotation.sin, "sin"))]
+    parts = _projections(at, [p for p in plans if p is not None], _scale(node, size), (heads, kv_heads, size))
+    each, total, new = _lengths(at, query, parts[0], lengths, shared)
+    softcap, window = node.attributes.get_float("softcap", 0.0), node.attributes.get_int("window", 0)
+    sink = shape_constant_like(at, f"sink_{heads}", np.full(heads, -np.inf), query)
+    inputs = [*parts, past_key, past_value, each, total, *tables, None, _whole(at, bias, total), sink]
+    results = at.ops(
+        "GroupQueryAttention",
+        *inputs, None, None, None, None, new,
+        outputs=3,
+        domain="com.microsoft",
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        scale=1.0,
+        softcap=softcap or None,
+        local_window_size=window or None,
+        do_rotary=int(rotation is not None) or None,
+        rotary_interleaved=rotation.interleaved or None if rotation is not None else None,
+    )  # fmt: skip
+    _replace(at, node, results, heads, size)
+    packed = ", projections packed" if parts[1] is None else ""
+    inside = ", rotation inside" if rotation is not None else why
+    return f"{heads} heads over {kv_heads}{inside}{packed}"
+
+
+def _sizes(query: ir.Value, key: ir.Value, value: ir.Value) -> tuple[int, int, int]:
+    found, keys, values = heads_of(query), heads_of(key), heads_of(value)
+    if found is None or keys is None or values is None:
+        decline("number of heads or head size is not static")
+    if values[1] != found[1]:
+        decline(f"values have heads of {values[1]}, keys of {found[1]}")
+    if found[1] % 8:
+        decline(f"the kernel wants heads of a multiple of 8, not of {found[1]}")
+    if query.dtype not in DTYPES:
+        decline(f"there is no CPU kernel for {query.dtype}")
+    return found[0], keys[0], found[1]
+
+
+def _scale(node: ir.Node, size: int) -> float:
+    scale = node.attributes.get("scale")
+    return 1 / math.sqrt(size) if scale is None or not scale.as_float() else scale.as_float()
+
+
+def _rotation(
+    query: ir.Value, key: ir.Value, lengths: ir.Value, size: int, shared: _Shared
+) -> _Rotation | None:
+    """How the kernel is to rotate; None if nothing is rotated. Raises: NoMatch if it can't."""
+    makers = [value.producer() for value in (query, key)]
+    turned = [n for n in makers if n is not None and n.op_type == "RotaryEmbedding" and n.domain == ""]
+    if len(turned) < 2:
+        return None
+    if shared.context is None:
+        decline("nothing bounds the positions")
+    first, second = turned
+    sources = first.inputs[0], second.inputs[0]
+    assert sources[0] is not None and sources[1] is not None
+    styles = [n.attributes.get_int("interleaved", 0) for n in turned]
+    if styles[0] != styles[1]:
+        decline("queries and keys are rotated in different styles")
+    cos, sin = (_table(first, index, lengths, shared) for index in (1, 2))
+    for index, table in ((1, cos), (2, sin)):
+        other = _table(second, index, lengths, shared)
+        if table is not other and not np.array_equal(table, other):
+            decline("queries and keys are rotated differently")
+    pairs = cos.shape[1]
+    if any(n.attributes.get_int("rotary_embedding_dim", 0) not in (0, 2 * pairs) for n in turned):
+        decline("the tables are wider than what they rotate")
+    if 2 * pairs > size or pairs % _PAIRS or size % (2 * _PAIRS):
+        decline(f"the kernel does not rotate {pairs} pairs of heads of {size}")
+    return _Rotation(sources[0], sources[1], cos, sin, styles[0])
+
+
+def _table(rotary: ir.Node, index: int, lengths: ir.Value, shared: _Shared) -> Array:
+    case = (rotary.inputs[index], rotary.inputs[3] if len(rotary.inputs) > 3 else None)
+    if case not in shared.tables:
+        assert shared.context is not None
+        try:
+            shared.tables[case] = table_of(rotary, index, lengths, shared.context)
+        except NoMatch as left:
+            shared.tables[case] = left
+    found = shared.tables[case]
+    if isinstance(found, NoMatch):
+        raise found
+    return found
+
+
+def _stored(at: Rewriter, shared: _Shared, table: Array, like: ir.Value, name: str) -> ir.Value:
+    """The table as an initializer, one for all layers."""
+    assert like.dtype is not None
+    array = np.ascontiguousarray(table.astype(like.dtype.numpy()))
+    case = like.dtype, array.tobytes()
+    if case not in shared.stored:
+        shared.stored[case] = at.const(array, f"rotary_{name}")
+    return shared.stored[case]
+
+
+def _lengths(
+    at: Rewriter, query: ir.Value, part: ir.Value | None, lengths: ir.Value, shared: _Shared
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """int32: each row's length after this call minus one, the greatest of them, each row's new tokens.
+
+    ``part``: [batch, tokens, hidden], where the number of tokens is taken from.
+    """
+    tokens = None if query.shape is None else dim_of(query.shape[2])
+    case = lengths, tokens if tokens is not None else query
+    if case in shared.lengths:
+        return shared.lengths[case]
+    batch = list(lengths.shape or [None])
+
+    def made(value: ir.Value, kind: ir.DataType, shape: Sequence[int | ir.SymbolicDim | None]) -> ir.Value:
+        value.type, value.shape = ir.TensorType(kind), ir.Shape(shape)
+        return value
+
+    long, short = ir.DataType.INT64, ir.DataType.INT32
+    count = made(at.op("Shape", part, start=1, end=2), long, [1])
+    after = made(at.op("Add", lengths, count), long, batch)
+    last = made(at.op("Sub", after, shape_constant(at, [1])), long, batch)
+    each = made(at.op("Cast", last, to=short), short, batch)
+    most = made(at.op("ReduceMax", after, keepdims=0), long, [])
+    total = made(at.op("Cast", most, to=short), short, [])
+    rows = made(at.op("Shape", lengths), long, [1])
+    spread = made(at.op("Expand", count, rows), long, batch)
+    new = made(at.op("Cast", spread, to=short), short, batch)
+    shared.lengths[case] = each, total, new
+    return each, total, new
+
+
+def _projections(
+    at: Rewriter, plans: Sequence[Flat], scale: float, sizes: tuple[int, int, int]
+) -> list[ir.Value | None]:
+    """Query (scaled), key and value as [batch, tokens, hidden]; query alone if the three are its parts."""
+    heads, kv_heads, size = sizes
+    query, key, value = (plan.build(at) for plan in plans)
+    widths = [heads * size, kv_heads * size, kv_heads * size]
+    whole = _split_from([query, key, value], widths)
+    factors = np.full(1, scale)
+    if whole is not None:
+        query = whole
+        factors = np.repeat([scale, 1.0, 1.0], widths)
+    if scale != 1:
+        name = f"scale_{size}" if whole is None else f"scale_{heads}_{kv_heads}_{size}"
+        scaled = at.op("Mul", query, shape_constant_like(at, name, factors, query))
+        scaled.type, scaled.shape = query.type, query.shape
+        query = scaled
+    return [query, None, None] if whole is not None else [query, key, value]
+
+
+def _split_from(parts: Sequence[ir.Value], widths: Sequence[int]) -> ir.Value | None:
+    """The value that ``parts`` side by side are, if a Split on the last axis made them for this alone."""
+    node = parts[0].producer()
+    if node is None or node.op_type != "Split" or node.domain != "" or len(node.outputs) != len(parts):
+        return None
+    source, last = node.inputs[0], node.attributes.get_int("axis", 0) in (-1, 2)
+    if source is None or source.shape is None or len(source.shape) != 3 or not last:
+        return None
+    if tuple(parts) != tuple(node.outputs) or source.shape[2] != sum(widths):
+        return None
+    cut = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    equal = node.attributes.get_int("num_outputs", 0) == len(parts) and len(set(widths)) == 1
+    return source if equal or (cut is not None and cut.tolist() == list(widths)) else None
+
+
+def shape_constant_like(at: Rewriter, name: str, array: Array, like: ir.Value) -> ir.Value:
+    """``array`` as an initializer of the dtype of ``like``; one of this name and contents per graph."""
+    assert like.dtype is not None and isinstance(at.graph, ir.Graph)
+    array = array.astype(like.dtype.numpy())
+    known = at.graph.initializers.get(name)
+    if known is not None and known.const_value is not None:
+        held = known.const_value.numpy()
+        if held.dtype == array.dtype and np.array_equal(held, array):
+            return known
+    return at.const(array, name)
+
+
+def _whole(at: Rewriter, bias: ir.Value | None, total: ir.Value) -> ir.Value | None:
+    """The bias with a column for every key, which the kernel does not broadcast."""
+    if bias is None or bias.shape is None or bias.shape[-1] != 1:
+        return bias
+    wide = at.op("Cast", total, to=ir.DataType.INT64)
+    row = at.op("Unsqueeze", wide, shape_constant(at, [0]))
+    target = at.op("Concat", shape_constant(at, [1, 1, 1]), row, axis=0)
+    grown = at.op("Expand", bias, target)
+    grown.type, grown.shape = bias.type, ir.Shape([*list(bias.shape)[:-1], None])
+    return grown
+
+
+def _replace(at: Rewriter, node: ir.Node, results: Sequence[ir.Value], heads: int, size: int) -> None:
+    output = node.outputs[0]
+    results[0].type = output.type
+    if output.shape is not None:
+        results[0].shape = ir.Shape([output.shape[0], output.shape[2], heads * size])
+    for old, new in zip(node.outputs[1:], results[1:], strict=True):
+        at.replace(old, new)
+    for reader in dict.fromkeys(usage.node for usage in output.uses()):
+        if is_swap(reader) and not output.is_graph_output():
+            merge_back(at, reader.outputs[0], results[0], (heads, size))
+    if output.uses() or output.is_graph_output():
+        split = at.op("Reshape", results[0], shape_constant(at, [0, 0, heads, size]))
+        at.replace(output, at.op("Transpose", split, perm=(0, 2, 1, 3)))
