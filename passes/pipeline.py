@@ -10,6 +10,7 @@ from ..compiler.options import CompileOptions
 from .base import Pass, Pipeline, parse_pass_spec
 from .cleanup import CLEANUP
 from .fusion import FUSION
+from .incremental import INCREMENTAL
 from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
 from .precision import PRECISION
 from .raising import RAISING
@@ -38,6 +39,7 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
         Stage(CLEANUP, on=level >= 1),
         Stage(RAISING, on=level >= 2),
         Stage(CLEANUP, on=level >= 2),
+        Stage(INCREMENTAL, on=level >= 1),
         Stage(FUSION, on=level >= 2),
         Stage(PRECISION, on=fp16),
         Stage(LOWERING[options.target.device], on=level >= 2, required=True),
@@ -64,7 +66,7 @@ def pipeline(options: CompileOptions) -> list[Pass]:
 
 def all_passes() -> dict[str, Pass]:
     """Every pass by name, with default options, in pipeline order."""
-    rooms = (CLEANUP, RAISING, FUSION, PRECISION, *LOWERING.values())
+    rooms = (CLEANUP, RAISING, INCREMENTAL, FUSION, PRECISION, *LOWERING.values())
     found: dict[str, Pass] = {}
     for step in (step for room in rooms for step in room):
         found.setdefault(step.name, step)

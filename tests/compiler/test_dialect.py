@@ -175,7 +175,10 @@ def _ort_schemas() -> dict[tuple[str, str], Any]:
     return {(s.domain, s.name): s for s in state.get_all_operator_schema()}
 
 
-@pytest.mark.parametrize("schema", dialect.schemas(), ids=lambda s: s.name)
+_THEIRS = [s for s in dialect.schemas() if s.domain == dialect.MICROSOFT]
+
+
+@pytest.mark.parametrize("schema", _THEIRS, ids=lambda s: s.name)
 def test_schema_equals_onnxruntimes(schema: dialect.OpSchema) -> None:
     theirs = _ort_schemas()[schema.domain, schema.name]
     assert (schema.min_inputs, len(schema.inputs)) == (theirs.min_input, theirs.max_input)

@@ -37,6 +37,11 @@ class Fuse(Step):
 
 
 @dataclass(frozen=True)
+class Derive(Step):
+    name: ClassVar[str] = "derive-cache"
+
+
+@dataclass(frozen=True)
 class Half(Step):
     name: ClassVar[str] = "convert-fp16"
 
@@ -60,7 +65,8 @@ class LowerCuda(Step):
 @pytest.fixture(autouse=True)
 def rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, passes in (
-        ("CLEANUP", (Clean(),)), ("RAISING", (Raise(),)), ("FUSION", (Fuse(),)), ("PRECISION", (Half(),)),
+        ("CLEANUP", (Clean(),)), ("RAISING", (Raise(),)), ("INCREMENTAL", (Derive(),)),
+        ("FUSION", (Fuse(),)), ("PRECISION", (Half(),)),
         ("LOWERING", {"cpu": (Lower(), Legalize()), "cuda": (LowerCuda(),)}),
     ):  # fmt: skip
         monkeypatch.setattr(pipelines, name, passes)
@@ -72,11 +78,13 @@ def names(**options: object) -> list[str]:
 
 
 def test_full_level_runs_every_room_in_order() -> None:
-    assert names() == ["clean", "raise-gelu", "clean", "fuse-qkv", "lower-attention", "legalize", "clean"]
+    assert names() == [
+        "clean", "raise-gelu", "clean", "derive-cache", "fuse-qkv", "lower-attention", "legalize", "clean",
+    ]  # fmt: skip
 
 
 def test_level_1_cleans_up_and_keeps_what_the_backend_needs() -> None:
-    assert names(opt=1) == ["clean", "legalize"]
+    assert names(opt=1) == ["clean", "derive-cache", "legalize"]
 
 
 def test_level_0_keeps_what_the_backend_needs() -> None:
@@ -89,11 +97,11 @@ def test_fp16_conversion_stands_between_fusion_and_the_target_s_lowering() -> No
 
 
 def test_enabling_adds_a_pass_at_its_place() -> None:
-    assert names(opt=1, enable=("fuse-qkv",)) == ["clean", "fuse-qkv", "legalize"]
+    assert names(opt=1, enable=("fuse-qkv",)) == ["clean", "derive-cache", "fuse-qkv", "legalize"]
 
 
 def test_enabling_sets_options() -> None:
-    fuse = pipelines.pipeline(CompileOptions(enable=("fuse-qkv{least=3}",)))[3]
+    fuse = pipelines.pipeline(CompileOptions(enable=("fuse-qkv{least=3}",)))[4]
     assert fuse == Fuse(least=3)
 
 
@@ -123,5 +131,6 @@ def test_enabling_another_target_s_pass_is_refused() -> None:
 
 def test_all_passes_names_each_pass_once() -> None:
     assert list(pipelines.all_passes()) == [
-        "clean", "raise-gelu", "fuse-qkv", "convert-fp16", "lower-attention", "legalize", "lower-cuda",
+        "clean", "raise-gelu", "derive-cache", "fuse-qkv", "convert-fp16", "lower-attention", "legalize",
+        "lower-cuda",
     ]  # fmt: skip

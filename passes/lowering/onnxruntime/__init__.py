@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ...base import Pass
 from .attention import FlattenAttention
+from .cached_attention import ExpandCachedAttention
 from .causal import BuiltInMask
+from .gqa import UseGroupQueryAttention
 from .linear import LinearToGemm
 from .residual import KeepLayerNorm
 from .rotary import LegalizeRotary
@@ -12,6 +14,8 @@ from .skip_norm import FuseSkipNorm
 from .transposed import ReadTransposed
 
 LOWER_CPU: tuple[Pass, ...] = (
+    UseGroupQueryAttention(),
+    ExpandCachedAttention(),
     BuiltInMask(),
     FlattenAttention(),
     LegalizeRotary(),
@@ -25,6 +29,7 @@ LayerNormalization beat SkipLayerNormalization 6.5 times, Add and RMSNormalizati
 SkipSimplifiedLayerNormalization 2 times, so none of those is emitted."""
 
 LOWER_CUDA: tuple[Pass, ...] = (
+    ExpandCachedAttention(),
     BuiltInMask(),
     FlattenAttention(),
     LegalizeRotary(),
@@ -39,10 +44,12 @@ __all__ = [
     "LOWER_CPU",
     "LOWER_CUDA",
     "BuiltInMask",
+    "ExpandCachedAttention",
     "FlattenAttention",
     "FuseSkipNorm",
     "KeepLayerNorm",
     "LegalizeRotary",
     "LinearToGemm",
     "ReadTransposed",
+    "UseGroupQueryAttention",
 ]

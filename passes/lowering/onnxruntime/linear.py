@@ -66,7 +66,9 @@ class LinearToGemm(RewritePass):
             result = at.op(activation.op_type, result, **attributes)
             result.type, result.shape = x.type, ir.Shape([None, columns])
             last = activation.outputs[0]
-        at.replace(last, at.op("Reshape", result, _target(at, x, leading, columns)))
+        target = _target(at, x, leading, columns)
+        zero = None if is_constant(target) else 1  # a dimension may be empty
+        at.replace(last, at.op("Reshape", result, target, allowzero=zero))
         return f"Gemm with {rows} x {columns} weight and bias"
 
 

@@ -1,0 +1,419 @@
+"""Build the decode graph: data nodes over new tokens, rows of the rest, cached attention, selected logits."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import onnx_ir as ir
+
+from ...compiler.dialect import MIAOTUI
+from ...compiler.ir.constants import constant, constant_tensor
+from ...compiler.ir.rewrite import remove_dead
+from ...compiler.ir.shapes import infer_model_shapes
+from ...compiler.program import Decoding, DimRange, Program, StateTensor
+from ..base import decline
+from .evaluation import SizedEvaluator
+from .masks import Judge, Mask
+from .rows import Rows, Whole
+from .token_axes import Axes, TokenAxes, dims, rank
+from .values import Values
+from .writer import Writer
+
+BATCH, TOKENS, SELECTED, CAPACITY = "batch", "tokens", "selected", "capacity"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The entry, how it is driven, ranges of its dimensions, and what was found in a sentence."""
+
+    model: ir.Model
+    decoding: Decoding
+    dims: dict[str, DimRange]
+    note: str
+
+
+def build_decoder(program: Program, values: Values) -> Built:
+    """The cached decoder of ``program``'s main entry. Raises: NoMatch with what stands against it."""
+    logits = _logits(values)
+    needed = _behind(logits)
+    axes = TokenAxes(values, [n for n in values.graph if n in needed])
+    if not axes.attention:
+        decline("the logits depend on no Attention")
+    if axes.axes[logits] != Axes(-3, -2):
+        decline(f"{logits.name} is not [batch, sequence, vocabulary]")
+    build = _Build(program, values, axes, logits, needed)
+    return build.run()
+
+
+def _logits(values: Values) -> ir.Value:
+    """The output with a number for every row of the table that the ids index."""
+    sizes = {size for v in _tables(values) if isinstance(size := dims(v)[0], int)}
+    found = [
+        v
+        for v in values.graph.outputs
+        if v in values.data and v.shape is not None and len(v.shape) == 3 and dims(v)[-1] in sizes
+    ]
+    if not found:
+        decline(f"no output has logits of the vocabulary ({', '.join(map(str, sorted(sizes)))})")
+    return next((v for v in found if v.name == "logits"), found[0])
+
+
+def _tables(values: Values) -> list[ir.Value]:
+    """Tables that are indexed by the ids themselves."""
+    found, pending = [], [values.tokens]
+    while pending:
+        for usage in pending.pop().uses():
+            node = usage.node
+            if node.op_type == "Gather" and usage.idx == 1 and node.inputs[0] is not None:
+                found.append(node.inputs[0])
+            elif node.op_type in ("Cast", "Reshape", "Identity") and usage.idx == 0:
+                pending.append(node.outputs[0])
+    return found
+
+
+def _behind(value: ir.Value) -> set[ir.Node]:
+    """The nodes that ``value`` is computed by."""
+    found: set[ir.Node] = set()
+    pending = [value.producer()]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(v.producer() for v in node.inputs if v is not None)
+    return found
+
+
+class _Region:
+    """Tokens that are computed together: all new ones, or the selected. ``ids`` has their shape."""
+
+    __slots__ = ("made", "rows", "symbol")
+
+    def __init__(self, rows: Rows, symbol: str) -> None:
+        self.rows, self.symbol = rows, symbol
+        self.made: dict[ir.Value, ir.Value] = {}
+
+
+class _Build:
+    def __init__(
+        self, program: Program, values: Values, axes: TokenAxes, logits: ir.Value, needed: set[ir.Node]
+    ) -> None:
+        self.program, self.values, self.axes, self.logits, self.needed = program, values, axes, logits, needed
+        self.evaluator = SizedEvaluator(values)
+        self.write = write = Writer(values.graph)
+        count = len(axes.attention)
+        write.reserve("logits", "next", *(f"{t}_{k}_{i}" for t in ("past", "present")
+                                          for k in ("key", "value") for i in range(count)))  # fmt: skip
+        self.batch_size = batch = BATCH if values.batch is None else values.batch
+        self.ids = write.input("input_ids", ir.DataType.INT64, [batch, TOKENS])
+        self.lengths = write.input("past_lengths", ir.DataType.INT64, [batch])
+        self.select = write.input("select", ir.DataType.INT64, [batch, SELECTED])
+        self._lazy: dict[str, ir.Value] = {}
+        whole = Whole(write, self.evaluator, self.total)
+        self.body = _Region(Rows(whole, self.positions), TOKENS)
+        self.tail = _Region(Rows(whole, self.selected_positions), SELECTED)
+        ids = self.ids
+        if values.tokens.dtype not in (None, ir.DataType.INT64):
+            ids = write.op("Cast", ids, to=int(values.tokens.dtype), dtype=values.tokens.dtype)
+        self.body.made[values.tokens] = ids
+        self.masks: dict[tuple[ir.Value, bool], tuple[Mask, ir.Value | None]] = {}
+        self.limit = self._limit()
+        self.state: list[StateTensor] = []
+        self.presents: list[tuple[ir.Value, str]] = []
+
+    def _limit(self) -> int | None:
+        bounds = [self.program.context]
+        if self.values.sequence in self.program.dims:
+            bounds.append(self.program.dims[self.values.sequence].maximum)
+        known = [b for b in bounds if b is not None]
+        return min(known) if known else None
+
+    def run(self) -> Built:
+        """Write everything. Raises: NoMatch."""
+        tail = self._tail_nodes()
+        for node in self.values.graph:
+            if node in self.needed and any(o in self.axes.axes for o in node.outputs):
+                self._node(node, self.tail if node in tail else self.body)
+        logits = self._in(self.logits, self.tail)
+        write = self.write
+        following = write.op("ArgMax", logits, axis=-1, keepdims=0, dtype=ir.DataType.INT64)
+        write.output(logits, "logits")
+        write.output(following, "next")
+        for value, name in self.presents:
+            write.output(value, name)
+        remove_dead([n for n in write.graph if not any(o.uses() or o.is_graph_output() for o in n.outputs)])
+        model = ir.Model(write.graph, ir_version=self.program.main.ir_version)
+        _drop_unused(write.graph)
+        model.opset_imports.setdefault(MIAOTUI, 1)
+        infer_model_shapes(model)
+        vocabulary = dims(self.logits)[-1]
+        assert isinstance(vocabulary, int)
+        decoding = Decoding(vocabulary, tuple(self.state), context=self.limit)
+        ranges = {TOKENS: DimRange(1, self.limit), SELECTED: DimRange(0, self.limit)}
+        ranges |= {CAPACITY: DimRange(1, self.limit)}
+        return Built(model, decoding, ranges, self._note())
+
+    def _note(self) -> str:
+        windows = sorted({m.window for m, _ in self.masks.values() if m.window})
+        biased = any(m.bias is not None for m, _ in self.masks.values())
+        text = f"{len(self.axes.attention)} layers keep their keys and values"
+        if windows:
+            text += f", windows of {', '.join(map(str, windows))}"
+        return text + (", with a bias" if biased else "")
+
+    # values of a call
+
+    def once(self, name: str, make: Callable[[], ir.Value]) -> ir.Value:
+        """``make()`` the first time."""
+        if name not in self._lazy:
+            self._lazy[name] = make()
+        return self._lazy[name]
+
+    def tokens(self) -> ir.Value:
+        """int64[1]: new tokens of each row."""
+        return self.once("tokens", lambda: self.write.op("Shape", self.ids, start=1, end=2))
+
+    def positions(self) -> ir.Value:
+        """int64[batch, tokens]: absolute positions of the new tokens."""
+        write = self.write
+
+        def make() -> ir.Value:
+            zero, one = write.const(np.int64(0), "zero"), write.const(np.int64(1), "one")
+            steps = write.op("Range", zero, write.op("Squeeze", self.tokens()), one)
+            return write.op("Add", write.op("Unsqueeze", self.lengths, write.ints(1)), steps)
+
+        return self.once("positions", make)
+
+    def selected_positions(self) -> ir.Value:
+        """int64[batch, selected]: absolute positions of the selected tokens."""
+        write = self.write
+        return self.once(
+            "selected",
+            lambda: write.op("Add", write.op("Unsqueeze", self.lengths, write.ints(1)), self.select),
+        )
+
+    def total(self) -> ir.Value:
+        """int64[1]: tokens of the longest row afterwards."""
+        write = self.write
+        return self.once(
+            "total",
+            lambda: write.op("Add", write.op("ReduceMax", self.lengths, keepdims=1), self.tokens()),
+        )
+
+    # nodes
+
+    def _tail_nodes(self) -> set[ir.Node]:
+        """Nodes that no attention depends on, as far up as their tokens can be selected."""
+        mixing = _behind_all(self.axes.attention) | set(self.axes.attention)
+        tail: set[ir.Node] = set()
+        for node in self.values.graph:
+            if (
+                node not in self.needed
+                or node in mixing
+                or not any(o in self.axes.axes for o in node.outputs)
+            ):
+                continue
+            outside = [v for v in node.inputs if v in self.axes.axes and v.producer() not in tail]
+            if all(self._selectable(v) for v in outside if v is not None):
+                tail.add(node)
+        # a node outside the tail may not read what is inside
+        changed = True
+        while changed:
+            changed = False
+            for node in list(tail):
+                if any(u not in tail for o in node.outputs for u in o.consumers() if u in self.needed
+                       and any(x in self.axes.axes for x in u.outputs)):  # fmt: skip
+                    tail.discard(node)
+                    changed = True
+        return tail
+
+    def _selectable(self, value: ir.Value) -> bool:
+        axes = self.axes.axes[value]
+        return value is not self.values.tokens and (axes.batch, axes.token) == (-rank(value), 1 - rank(value))
+
+    def _in(self, value: ir.Value, region: _Region) -> ir.Value:
+        """The copy of a data value in a region; selected from the body for the tail."""
+        found = region.made.get(value)
+        if found is not None:
+            return found
+        assert region is self.tail
+        if value is self.values.tokens or not self._selectable(value):
+            decline(f"{value.name} can't be cut to the selected tokens")
+        indices = self.once("indices", lambda: self.write.op("Unsqueeze", self.select, self.write.ints(-1)))
+        region.made[value] = self.write.op("GatherND", self.body.made[value], indices, batch_dims=1)
+        return region.made[value]
+
+    def _node(self, node: ir.Node, region: _Region) -> None:
+        if node in self.axes.attention:
+            self._attention(node)
+            return
+        inputs = [self._operand(node, index, region) for index in range(len(node.inputs))]
+        if node.op_type == "Reshape" and region is self.tail:
+            inputs[1] = self._explicit(node, inputs[1])
+        for old, new in zip(node.outputs, self.write.copy(node, inputs), strict=True):
+            region.made[old] = new
+            new.shape = self._shape(old, region)
+
+    def _explicit(self, node: ir.Node, target: ir.Value | None) -> ir.Value | None:
+        """A Reshape's target without -1 beside a copied size: no token may be selected."""
+        sizes = None if target is None else constant(target)
+        if sizes is None or 0 not in sizes or -1 not in sizes:
+            return target
+        known = [d if n == -1 else int(n) for n, d in zip(sizes, dims(node.outputs[0]), strict=True)]
+        if not all(isinstance(n, int) for n in known):
+            decline(f"Reshape {node.name} has no known sizes where no token is selected")
+        return self.write.ints(*(n for n in known if isinstance(n, int)))
+
+    def _shape(self, value: ir.Value, region: _Region) -> ir.Shape | None:
+        if value.shape is None:
+            return None
+        pattern = rf"\b{re.escape(self.values.sequence)}\b"
+        renamed = [re.sub(pattern, region.symbol, d) if isinstance(d, str) else d for d in dims(value)]
+        return ir.Shape(renamed)
+
+    def _operand(self, node: ir.Node, index: int, region: _Region) -> ir.Value | None:
+        value = node.inputs[index]
+        if value is None:
+            return None
+        if value in self.axes.axes:
+            return self._in(value, region)
+        where = self.axes.rows.get((node, index))
+        if where is not None:
+            return region.rows(value, where.token, where.batch)
+        return self._plain(value, region)
+
+    def _plain(self, value: ir.Value, region: _Region) -> ir.Value:
+        """A size: what it is for the tokens of the region."""
+        if value in region.made:
+            return region.made[value]
+        if value not in self.values.sized:
+            return self.write.static(value)
+        node = value.producer()
+        if node is None:
+            decline(f"{value.name} is read as a size")
+        source = node.inputs[0]
+        if node.op_type == "Shape" and source in self.values.data:
+            assert source is not None
+            inputs: list[ir.Value | None] = [self._shape_source(source, region)]
+        else:
+            inputs = [None if v is None else self._plain(v, region) for v in node.inputs]
+        for old, new in zip(node.outputs, self.write.copy(node, inputs, named=False), strict=True):
+            region.made[old] = new
+            new.shape = old.shape
+        return region.made[value]
+
+    def _shape_source(self, source: ir.Value, region: _Region) -> ir.Value:
+        if source is self.values.tokens:
+            return self.ids if region is self.body else self.select
+        return self._in(source, region)
+
+    # attention
+
+    def _attention(self, node: ir.Node) -> None:
+        write, number = self.write, len(self.state) // 2
+        query, key, value = (self._heads(node, index) for index in range(3))
+        attributes = node.attributes
+        width = dims_of(query, node)[3]
+        scale = attributes["scale"].as_float() if "scale" in attributes else 1 / math.sqrt(width)
+        mask, bias = self._mask(node)
+        past = []
+        for kind, new in (("key", key), ("value", value)):
+            heads, size = dims_of(new, node)[1], dims_of(new, node)[3]
+            assert new.dtype is not None
+            shape = [self.batch_size, heads, CAPACITY, size]
+            past.append(write.input(f"past_{kind}_{number}", new.dtype, shape))
+        made = write.ops(
+            "CachedAttention", query, key, value, *past, self.lengths, *([bias] if bias is not None else []),
+            outputs=3, domain=MIAOTUI, scale=float(scale), softcap=attributes.get_float("softcap", 0.0),
+            window=mask.window,
+        )  # fmt: skip
+        producer = made[0].producer()
+        assert producer is not None
+        producer.metadata_props.update(node.metadata_props)
+        output = node.outputs[0]
+        made[0].shape = query.shape
+        result = made[0]
+        if rank(output) == 3:
+            result = write.op("Transpose", result, perm=[0, 2, 1, 3])
+            result = write.op("Reshape", result, write.ints(0, 0, -1))
+        result.name = output.name
+        result.shape = self._shape(output, self.body)
+        self.body.made[output] = result
+        for kind, present in zip(("key", "value"), made[1:], strict=True):
+            name = f"present_{kind}_{number}"
+            self.presents.append((present, name))
+            self.state.append(StateTensor(f"past_{kind}_{number}", name))
+
+    def _heads(self, node: ir.Node, index: int) -> ir.Value:
+        """An operand of attention as [batch, heads, tokens, size]."""
+        value = node.inputs[index]
+        assert value is not None
+        made = self._in(value, self.body)
+        if rank(value) == 4:
+            return made
+        count = node.attributes.get_int("q_num_heads" if index == 0 else "kv_num_heads", 0)
+        hidden = dims(value)[-1]
+        if not count or not isinstance(hidden, int):
+            decline(f"Attention {node.name} has no known number of heads")
+        split = self.write.op("Reshape", made, self.write.ints(0, 0, count, hidden // count))
+        turned = self.write.op("Transpose", split, perm=[0, 2, 1, 3])
+        turned.shape = ir.Shape([self.batch_size, count, TOKENS, hidden // count])
+        return turned
+
+    def _mask(self, node: ir.Node) -> tuple[Mask, ir.Value | None]:
+        value = node.inputs[3] if len(node.inputs) > 3 else None
+        causal = bool(node.attributes.get_int("is_causal", 0))
+        if value is None:
+            if not causal:
+                decline(f"Attention {node.name} sees all positions: the model is no causal decoder")
+            return Mask(), None
+        if (value, causal) not in self.masks:
+            rows = cache(lambda v: self.body.rows(v, -2, -4))
+            judge = Judge(self.evaluator, self.positions(), self.total(), self.limit)
+            mask = judge.judge(value, rows, causal)
+            written = None if mask.bias is None else self._bias(rows(mask.bias), mask.bias, node)
+            self.masks[value, causal] = mask, written
+        return self.masks[value, causal]
+
+    def _bias(self, written: ir.Value, source: ir.Value, node: ir.Node) -> ir.Value:
+        """[batch or 1, heads or 1, tokens, total or 1] in the dtype of the scores."""
+        write, query = self.write, node.inputs[0]
+        dtype = None if query is None else query.dtype
+        assert dtype is not None
+        if source.dtype == ir.DataType.BOOL:
+            zero = write.const(np.zeros((), dtype.numpy()), "zero")
+            lowest = write.const(np.asarray(np.finfo(dtype.numpy()).min, dtype.numpy()), "lowest")
+            written = write.op("Where", written, zero, lowest, dtype=dtype)
+        elif source.dtype != dtype:
+            written = write.op("Cast", written, to=int(dtype), dtype=dtype)
+        target = write.op("Concat", write.ints(1, 1), self.tokens(), write.ints(1), axis=0)
+        return write.op("Expand", written, target)
+
+
+def _behind_all(nodes: list[ir.Node]) -> set[ir.Node]:
+    found: set[ir.Node] = set()
+    pending = [v.producer() for node in nodes for v in node.inputs if v is not None]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(v.producer() for v in node.inputs if v is not None)
+    return found
+
+
+def dims_of(value: ir.Value, node: ir.Node) -> list[int]:
+    """Sizes of [batch, heads, tokens, size], of which heads and size must be known. Raises: NoMatch."""
+    shape = [] if value.shape is None else [d if isinstance(d, int) else 0 for d in value.shape]
+    if len(shape) != 4 or not shape[1] or not shape[3]:
+        decline(f"Attention {node.name} has no known number of heads or head size")
+    return shape
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and constant_tensor(value) is not None:
+            del graph.initializers[name]
