@@ -109,8 +109,9 @@ class Decoder:
 
     def step(self) -> None:
         """Append each row's token of ``tokens`` to it; logits and the greedy choices are there afterwards."""
-        if int(self.lengths.max()) >= self._state.capacity:
-            self._reserve(int(self.lengths.max()) + 1)
+        longest = self.lengths.item(0) if self.rows == 1 else int(self.lengths.max())
+        if longest >= self._state.capacity:
+            self._reserve(longest + 1)
         key = (self._turn, self._state.side)
         binding = self._bindings.get(key)
         if binding is None:

@@ -143,8 +143,8 @@ class Generator:
             runner, self.decoding, rows=rows, capacity=tokens, in_place=self._in_place, constants=given
         )
 
-    def row(self, ids: Sequence[int], policy: Policy, *, number: int = 0, cached: int = 0) -> Row:
-        """A row that starts from ``ids``, of which ``cached`` are held."""
+    def row(self, ids: Sequence[int], policy: Policy, **facts: int) -> Row:
+        """A row that starts from ``ids``; ``facts`` as Row takes them."""
         room = policy.max_tokens if self.decoding.context is None else self.decoding.context - len(ids)
         return Row(
             ids,
@@ -152,8 +152,7 @@ class Generator:
             vocabulary=self.decoding.vocabulary,
             limit=min(policy.max_tokens, room),
             detokenizer=None if self.tokenizer is None else self.tokenizer.detokenizer(),
-            number=number,
-            cached=cached,
+            **facts,
         )
 
     def room(self, ids: Sequence[int], policy: Policy) -> int:
@@ -171,7 +170,7 @@ class Generator:
 
     def _stream(self, ids: Sequence[int], policy: Policy, watch: Stopwatch) -> Stream:
         start = self._start(ids)
-        row, room = self.row(start, policy), self.room(start, policy)
+        row, room = self.row(start, policy, prompt_tokens=len(ids)), self.room(start, policy)
         watch.prompt_tokens = len(ids)
         if self.decoding.encoder is None:
             return Stream(row, policy, watch, lambda: self.borrow(room), self.give_back)
@@ -203,7 +202,10 @@ class Generator:
     def _batch(self, prompts: dict[int, Sequence[int]], policy: Policy) -> dict[int, Generation]:
         """The Generation of each prompt by its number."""
         starts = {number: self._start(ids) for number, ids in prompts.items()}
-        rows = [self.row(ids, policy, number=number) for number, ids in starts.items()]
+        rows = [
+            self.row(ids, policy, number=number, prompt_tokens=len(prompts[number]))
+            for number, ids in starts.items()
+        ]
         watch = Stopwatch(rows=len(rows), prompt_tokens=sum(map(len, prompts.values())))
         given = None if self.decoding.encoder is None else self._encoded(list(prompts.values()))
         room = max(self.room(ids, policy) for ids in starts.values())

@@ -20,11 +20,12 @@ class Row:
 
     ``ids``: the tokens that the decoder starts from. ``cached``: how many of them its state already holds.
     ``limit``: new tokens that fit, at most ``policy.max_tokens``. ``number``: its place among the prompts.
+    ``prompt_tokens``: how long the prompt is, where ``ids`` only start the decoder.
     """
 
     __slots__ = (
         "_detokenizer", "_eos", "_policy", "_sampler", "_stops", "cached", "finish", "ids", "limit",
-        "logprobs", "lookup", "number", "text", "tokens",
+        "logprobs", "lookup", "number", "prompt_tokens", "text", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -37,8 +38,10 @@ class Row:
         detokenizer: Detokenizer | None = None,
         number: int = 0,
         cached: int = 0,
+        prompt_tokens: int | None = None,
     ) -> None:
         self.ids, self.limit, self.number, self.cached = list(ids), limit, number, cached
+        self.prompt_tokens = len(self.ids) if prompt_tokens is None else prompt_tokens
         self._policy, self._detokenizer, self._eos = policy, detokenizer, frozenset(policy.eos)
         self._stops = StopTexts(policy.stops)
         self._sampler = None if policy.takes_argmax else Sampler(policy, vocabulary, ids, number)

@@ -5,13 +5,20 @@ Meaning and order are those of transformers' logits processors and warpers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from ...compiler.errors import CompileError
 from ...compiler.reference import Array
 from .options import Policy
+
+_BLOCK = 64
+"""Scores whose maximum is looked at first."""
+
+_COLDEST = 1e-6
+"""The lowest temperature that float32 can divide by; below it draws are greedy anyway."""
 
 
 def penalized(scores: Array, seen: Array, penalty: float) -> Array:
@@ -28,21 +35,26 @@ def top_k_kept(scores: Array, k: int) -> Array:
     """bool: the ``k`` greatest, and all equal to the least of these."""
     if k >= scores.size:
         return np.ones(scores.size, np.bool_)
-    return np.asarray(scores >= np.partition(scores, -k)[-k])
+    candidates = scores
+    if k * _BLOCK < scores.size:
+        # k blocks have a maximum of the k-th greatest maximum or more: what is less is not among the k
+        maxima = scores[: scores.size // _BLOCK * _BLOCK].reshape(-1, _BLOCK).max(1)
+        candidates = scores[scores >= np.partition(maxima, -k)[-k]]
+    return np.asarray(scores >= np.partition(candidates, -k)[-k])
 
 
 def top_p_kept(scores: Array, p: float) -> Array:
     """bool: the fewest greatest whose probabilities sum to ``p`` or more, at least one."""
     probabilities = softmax(scores)
     # What is below this sums to less than is cut off, whatever its order: only the rest has to be sorted.
-    least = (1 - p) / scores.size
-    candidates = np.flatnonzero(probabilities > least)
-    cut = float(probabilities.sum() - probabilities[candidates].sum())
-    order = candidates[np.argsort(probabilities[candidates], kind="stable")]
-    kept = cut + np.cumsum(probabilities[order]) > 1 - p
+    candidates = np.flatnonzero(probabilities > (1 - p) / scores.size)
+    likely = probabilities[candidates]
+    order = np.argsort(likely, kind="stable")
+    cut = 1 - likely.sum(dtype=np.float64)
+    kept = cut + np.cumsum(likely[order], dtype=np.float64) > 1 - p
     kept[-1:] = True
     mask = np.zeros(scores.size, np.bool_)
-    mask[order[kept]] = True
+    mask[candidates[order[kept]]] = True
     return mask
 
 
@@ -52,15 +64,29 @@ def min_p_kept(scores: Array, p: float) -> Array:
 
 
 def softmax(scores: Array) -> Array:
-    """float64 probabilities."""
-    powers = np.exp(scores.astype(np.float64) - scores.max())
-    return np.asarray(powers / powers.sum())
+    """Probabilities, in the dtype of ``scores``."""
+    powers = np.exp(scores - scores.max())
+    powers /= powers.sum()
+    return np.asarray(powers)
 
 
 def log_softmax(scores: Array) -> Array:
     """float64 log-probabilities."""
     shifted = scores.astype(np.float64) - scores.max()
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def _place(weights: Array, share: float) -> int:
+    """Where the running sum of ``weights`` exceeds ``share`` of their sum, found by blocks."""
+    edges = np.arange(0, weights.size, _BLOCK)
+    sums = np.cumsum(np.add.reduceat(weights, edges), dtype=np.float64)
+    target = share * sums[-1]
+    block = min(int(np.searchsorted(sums, target, "right")), len(sums) - 1)
+    inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    rest = target - (sums[block - 1] if block else 0.0)
+    place = block * _BLOCK + min(int(np.searchsorted(inside, rest, "right")), len(inside) - 1)
+    # the sums of a block and of its parts differ in the last digits: at its border a weight of 0 may be hit
+    return place if weights[place] > 0 else int(weights.argmax())
 
 
 class Sampler:
@@ -73,6 +99,12 @@ class Sampler:
     def __init__(self, policy: Policy, vocabulary: int, history: Sequence[int] = (), row: int = 0) -> None:
         self._policy = policy
         self._random = np.random.default_rng(None if policy.seed is None else [policy.seed, row])
+        cuts = (
+            (top_k_kept, policy.top_k, policy.top_k > 0),
+            (top_p_kept, policy.top_p, policy.top_p < 1),
+            (min_p_kept, policy.min_p, policy.min_p > 0),
+        )
+        self._cuts: list[tuple[Callable[[Array, Any], Array], float]] = [(c, n) for c, n, on in cuts if on]
         self._seen = np.zeros(vocabulary, np.bool_)
         self._unique = np.zeros(0, np.int64)
         self._tokens = list(history)
@@ -130,21 +162,12 @@ class Sampler:
         if not np.isfinite(best):
             fix = "check the model with `miaotui verify`, or compile with another precision"
             raise CompileError("logits", f"are not finite (the greatest is {best})", fix)
-        tokens = np.flatnonzero(scores > -np.inf)
-        kept = (scores[tokens] - best) / policy.temperature
-        if policy.top_k:
-            mask = top_k_kept(kept, policy.top_k)
-            tokens, kept = tokens[mask], kept[mask]
-        if policy.top_p < 1:
-            mask = top_p_kept(kept, policy.top_p)
-            tokens, kept = tokens[mask], kept[mask]
-        if policy.min_p:
-            mask = min_p_kept(kept, policy.min_p)
-            tokens, kept = tokens[mask], kept[mask]
-        sums = np.cumsum(softmax(kept))
-        return int(
-            tokens[min(np.searchsorted(sums, self._random.random() * sums[-1], "right"), len(sums) - 1)]
-        )
+        scores, tokens = (scores - np.float32(best)) / max(policy.temperature, _COLDEST), None
+        for cut, limit in self._cuts:
+            kept = np.flatnonzero(cut(scores, limit))
+            scores, tokens = scores[kept], kept if tokens is None else tokens[kept]
+        place = _place(np.exp(scores), self._random.random())
+        return place if tokens is None else int(tokens[place])
 
     def _note_seen(self, tokens: Array) -> None:
         tokens = tokens[tokens < self._seen.size]

@@ -78,7 +78,7 @@ def result_of(row: Row, policy: Policy, watch: Stopwatch) -> Generation:
         ids=tuple(row.tokens),
         finish_reason=row.finish or "cancelled",
         timings=watch.timings(),
-        prompt_tokens=len(row.ids),
+        prompt_tokens=row.prompt_tokens,
         stop=row.stop,
         logprobs=None if policy.logprobs is None else tuple(row.logprobs),
     )

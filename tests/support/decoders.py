@@ -86,10 +86,10 @@ class Tiny:
             context=self.context,
         )
 
-    def logits(self, ids: list[int]) -> Array:
-        """float32[tokens, vocabulary] in numpy, the whole sequence at once."""
+    def logits(self, ids: list[int], source: Array | float = 0.0) -> Array:
+        """float32[tokens, vocabulary] in numpy, all at once; ``source`` is added to the input."""
         w, t = self.weights(), len(ids)
-        x = w["embed"][ids] + w["position"][:t]
+        x = w["embed"][ids] + w["position"][:t] + source
         for i in range(self.layers):
             q = (x @ w[f"q{i}"]).reshape(t, self.heads, -1).swapaxes(0, 1)
             k, v = (
@@ -142,7 +142,7 @@ class Tiny:
         places = b.op("Add", b.op("Unsqueeze", lengths, minus), steps)
         last = b.weight("last", np.int64(self.context - 1))
         position = b.op("Gather", w["position"], b.op("Min", places, last))
-        x = b.op("Add", b.op("Gather", w["embed"], ids), position)
+        x = self._with_source(b, w, b.op("Add", b.op("Gather", w["embed"], ids), position))
         presents: list[ir.Value] = []
         for i in range(self.layers):
             if self.attention == "gqa":
@@ -175,6 +175,10 @@ class Tiny:
         for value, state in zip(presents, self.decoding().state, strict=True):
             b.output(value, state.output)
         return b.model()
+
+    def _with_source(self, b: Builder, w: dict[str, ir.Value], x: ir.Value) -> ir.Value:
+        """``x`` and what an encoder says; nothing here."""
+        return x
 
     def _split(
         self, b: Builder, w: dict[str, ir.Value], x: ir.Value, i: int
