@@ -146,8 +146,9 @@ class _Build:
         for value, name in self.presents:
             write.output(value, name)
         remove_dead([n for n in write.graph if not any(o.uses() or o.is_graph_output() for o in n.outputs)])
-        model = ir.Model(write.graph, ir_version=self.program.main.ir_version)
         _drop_unused(write.graph)
+        # cloned, as a graph only knows the names of initializers it was made with when it makes up names
+        model = ir.Model(write.graph, ir_version=self.program.main.ir_version).clone()
         model.opset_imports.setdefault(MIAOTUI, 1)
         infer_model_shapes(model)
         vocabulary = dims(self.logits)[-1]
