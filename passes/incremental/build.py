@@ -15,7 +15,7 @@ from ...compiler.dialect import MIAOTUI
 from ...compiler.ir.constants import constant, constant_tensor
 from ...compiler.ir.rewrite import remove_dead
 from ...compiler.ir.shapes import infer_model_shapes
-from ...compiler.program import Decoding, DimRange, Program, StateTensor
+from ...compiler.program import Decoding, Dim, DimRange, Program, StateTensor
 from ..base import decline
 from .evaluation import SizedEvaluator
 from .masks import Judge, Mask
@@ -221,16 +221,21 @@ class _Build:
             outside = [v for v in node.inputs if v in self.axes.axes and v.producer() not in tail]
             if all(self._selectable(v) for v in outside if v is not None):
                 tail.add(node)
-        # a node outside the tail may not read what is inside
         changed = True
         while changed:
-            changed = False
-            for node in list(tail):
-                if any(u not in tail for o in node.outputs for u in o.consumers() if u in self.needed
-                       and any(x in self.axes.axes for x in u.outputs)):  # fmt: skip
-                    tail.discard(node)
-                    changed = True
+            leaving = [node for node in tail if self._leaves(node, tail)]
+            tail.difference_update(leaving)
+            changed = bool(leaving)
         return tail
+
+    def _leaves(self, node: ir.Node, tail: set[ir.Node]) -> bool:
+        """Whether the tail can't keep ``node``: it is read outside, or a view better selected from."""
+        readers = {u for o in node.outputs for u in o.consumers() if u in self.needed}
+        if any(u not in tail and any(o in self.axes.axes for o in u.outputs) for u in readers):
+            return True
+        inputs = [v.producer() for v in node.inputs if v is not None and v in self.axes.axes]
+        view = node.op_type in ("Reshape", "Transpose", "Squeeze", "Unsqueeze") and not tail & set(inputs)
+        return view and self._selectable(node.outputs[0])
 
     def _selectable(self, value: ir.Value) -> bool:
         axes = self.axes.axes[value]
@@ -274,7 +279,7 @@ class _Build:
             return None
         pattern = rf"\b{re.escape(self.values.sequence)}\b"
         renamed = [re.sub(pattern, region.symbol, d) if isinstance(d, str) else d for d in dims(value)]
-        return ir.Shape(renamed)
+        return ir.Shape([_sorted_factors(d) for d in renamed])
 
     def _operand(self, node: ir.Node, index: int, region: _Region) -> ir.Value | None:
         value = node.inputs[index]
@@ -393,6 +398,12 @@ class _Build:
             written = write.op("Cast", written, to=int(dtype), dtype=dtype)
         target = write.op("Concat", write.ints(1, 1), self.tokens(), write.ints(1), axis=0)
         return write.op("Expand", written, target)
+
+
+def _sorted_factors(dim: Dim) -> Dim:
+    """A product of sizes as inference writes it."""
+    parts = dim.split("*") if isinstance(dim, str) else []
+    return "*".join(sorted(parts)) if len(parts) > 1 and all(p.isidentifier() for p in parts) else dim
 
 
 def _behind_all(nodes: list[ir.Node]) -> set[ir.Node]:
