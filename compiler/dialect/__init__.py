@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from . import attention, cache, conv, gelu, gqa, matmul, norm, rotary
+from . import attention, cache, conv, gather, gelu, gqa, matmul, norm, rotary
 from .base import MIAOTUI, MICROSOFT, Inferred, OpSchema, Parameter
 
 _ALL = (
     *attention.SCHEMAS,
     *cache.SCHEMAS,
     *conv.SCHEMAS,
+    *gather.SCHEMAS,
     *gelu.SCHEMAS,
     *gqa.SCHEMAS,
     *matmul.SCHEMAS,

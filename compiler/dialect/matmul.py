@@ -13,6 +13,7 @@ from ..errors import UnsupportedError
 from ..reference import Array
 from .activation import ACTIVATION, activate
 from .base import Inferred, OpSchema, StaticShapes, dtype_of, integer, number, parameters, shape_of
+from .gather import unpacked
 from .standard import infer_like
 
 
@@ -98,21 +99,16 @@ def matmul_nbits(
     if g_idx is not None or weight_prepacked:
         raise UnsupportedError("MatMulNBits", "g_idx and prepacked weights have no reference semantics")
     blocks = -(-K // block_size)
-    codes = _unpack(b.reshape(N, blocks, -1), bits)[..., :block_size]
+    codes = unpacked(b.reshape(N, blocks, -1), bits)[..., :block_size]
     if zero_points is None:
         zeros: Array = np.full((N, blocks), 1 << (bits - 1), np.float64)
     elif zero_points.dtype == np.uint8:
-        zeros = _unpack(zero_points.reshape(N, -1), bits)[:, :blocks]
+        zeros = unpacked(zero_points.reshape(N, -1), bits)[:, :blocks]
     else:
         zeros = zero_points.reshape(N, blocks)
     weight = (codes - zeros[..., None].astype(np.float64)) * scales.reshape(N, blocks, 1).astype(np.float64)
     y = a.astype(np.float64) @ weight.reshape(N, -1)[:, :K].T
     return ((y if bias is None else y + bias).astype(a.dtype),)
-
-
-def _unpack(packed: Array, bits: int) -> Array:
-    parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
-    return np.stack(parts, -1).reshape(*packed.shape[:-1], -1)
 
 
 def _nbits_infer(node: ir.Node) -> Sequence[Inferred]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...base import Pass
 from .attention import FlattenAttention
+from .blocked import UseBlockKernels
 from .cached_attention import ExpandCachedAttention
 from .causal import BuiltInMask
 from .gqa import UseGroupQueryAttention
@@ -14,6 +15,7 @@ from .skip_norm import FuseSkipNorm
 from .transposed import ReadTransposed
 
 LOWER_CPU: tuple[Pass, ...] = (
+    UseBlockKernels(),
     UseGroupQueryAttention(),
     ExpandCachedAttention(),
     BuiltInMask(),
@@ -51,5 +53,6 @@ __all__ = [
     "LegalizeRotary",
     "LinearToGemm",
     "ReadTransposed",
+    "UseBlockKernels",
     "UseGroupQueryAttention",
 ]

@@ -1,0 +1,186 @@
+"""block-kernels: blocked weights in ONNX Runtime's kernels, value for value what the IR says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from miaotui.compiler.ir.builder import INT64, Builder
+from miaotui.compiler.ir.constants import constant_tensor
+from miaotui.compiler.ir.evaluate import evaluate
+from miaotui.compiler.ir.quantized import BlockedWeight, blocked_weight
+from miaotui.compiler.options import Target
+from miaotui.compiler.program import Program
+from miaotui.compiler.weights import WeightStore
+from miaotui.passes.base import PassContext
+from miaotui.passes.cleanup import CLEANUP
+from miaotui.passes.fusion import FUSION
+from miaotui.passes.lowering.onnxruntime import LOWER_CPU
+from miaotui.passes.lowering.onnxruntime.blocked import UseBlockKernels
+from miaotui.passes.raising import RAISING
+from support.decode_graphs import Layers, block_weights, ort_decode, quantized
+from support.rewriting import assert_same, ort_run, reasons, run_pass
+
+RNG = np.random.default_rng(3)
+EXACT = UseBlockKernels(accuracy=1)  # float32 products: what is left to compare is the repacking
+
+KINDS = {
+    "int4": {"bits": 4, "signed": True},
+    "uint4 zero": {"bits": 4, "zero": True},
+    "int4 zero": {"bits": 4, "zero": True, "signed": True},
+    "uint4 offset": {"bits": 4, "offset": True},
+    "int4 offset": {"bits": 4, "offset": True, "signed": True},
+    "int8": {"bits": 8, "signed": True},
+    "uint8 zero": {"bits": 8, "zero": True},
+    "int8 zero": {"bits": 8, "zero": True, "signed": True},
+    "uint8 offset": {"bits": 8, "offset": True},
+}
+
+
+def product(
+    form: str = "matmul", bias: bool = False, rows: int = 6, columns: int = 96
+) -> tuple[Program, Any]:
+    b = Builder()
+    x = b.input("x", ("rows", columns) if form.startswith("gemm") else ("batch", "tokens", columns))
+    w = b.weight("w", RNG.standard_normal((rows, columns)))
+    parts = [b.weight("bias", RNG.standard_normal(rows))] if bias else []
+    if form == "gemm transposed":
+        y = b.op("Gemm", x, w, *parts, transB=1)
+    elif form == "gemm":
+        y = b.op("Gemm", x, b.op("Transpose", w, perm=[1, 0]), *parts)
+    else:
+        y = b.op("MatMul", x, b.op("Transpose", w, perm=[1, 0]))
+        y = b.op("Add", y, *parts) if bias else y
+    b.output(b.op("Neg", y), "y")
+    program = b.program()
+    shapes = [(5, columns)] if form.startswith("gemm") else [(1, 1, columns), (2, 3, columns)]
+    return program, [{"x": RNG.standard_normal(s).astype(np.float32)} for s in shapes]
+
+
+def operators(program: Program, entry: str = "main") -> Counter[str]:
+    return Counter(n.op_type for n in program.entries[entry].graph)
+
+
+@pytest.mark.parametrize("block", [16, 32])
+@pytest.mark.parametrize("form", ["matmul", "gemm", "gemm transposed"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_the_same(kind: str, bias: bool, form: str, block: int) -> None:
+    program, feeds = product(form, bias)
+    block_weights(program, lambda name, w: quantized(w, block=block, **KINDS[kind]) if name == "w" else None)
+    wanted = [evaluate(program.main, feed) for feed in feeds]
+    result = run_pass(EXACT, program)
+    assert result.changed == 1, reasons(result)
+    found = operators(program)
+    assert found["MatMulNBits"] == 1
+    assert "DequantizeLinear" not in found
+    for feed, expected in zip(feeds, wanted, strict=True):
+        assert_same(expected, evaluate(program.main, feed), 1e-5)
+        assert_same(expected, ort_run(program, feed), 1e-5)
+
+
+@pytest.mark.parametrize("bits", [5, 6])
+def test_fewer_bits_in_bytes_stay_near_the_kernels_zero(bits: int) -> None:
+    codes = RNG.integers(0, 1 << bits, (6, 96)).astype(np.uint8)
+    scale, offset = RNG.random((2, 6, 3)).astype(np.float32)
+    weight = BlockedWeight(ir.tensor(codes), ir.tensor(scale), None, ir.tensor(-offset), 32)
+    program, feeds = product()
+    block_weights(program, lambda name, w: weight)
+    wanted = evaluate(program.main, feeds[1])
+    UseBlockKernels().run(program, PassContext())
+    assert_same(wanted, ort_run(program, feeds[1]), 0.02)  # activations of 8 bits
+    stored = next(v for v in program.main.graph.initializers.values() if v.name == "w").const_value
+    assert stored is not None
+    half = 1 << (bits - 1)
+    np.testing.assert_array_equal(stored.numpy().reshape(6, 96), codes + (128 - half))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_looked_up_without_the_whole_table(kind: str) -> None:
+    b = Builder()
+    ids = b.input("ids", ("batch", "tokens"), INT64)
+    b.output(b.op("Gather", b.weight("table", RNG.standard_normal((20, 64))), ids), "y")
+    program = b.program()
+    block_weights(program, lambda name, w: quantized(w, **KINDS[kind]) if name == "table" else None)
+    feed = {"ids": RNG.integers(0, 20, (2, 5))}
+    wanted = evaluate(program.main, feed)
+    assert run_pass(UseBlockKernels(), program).changed == 1
+    assert operators(program)["GatherBlockQuantized"] == 1
+    assert_same(wanted, evaluate(program.main, feed), 1e-6)
+    assert_same(wanted, ort_run(program, feed), 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint8 zero", "uint4 offset"])
+def test_a_whole_pipeline_keeps_every_block(kind: str, tmp_path: Any) -> None:
+    layers = Layers(hidden=64, inner=96)
+    program = layers.program()
+    program.entries["main"] = program.entries["decode"].clone()
+    weights: dict[str, BlockedWeight] = {}
+
+    def make(name: str, array: Any) -> BlockedWeight | None:
+        if array.shape[1] % 32:
+            return None
+        return weights.setdefault(name, quantized(array, **KINDS[kind]))
+
+    block_weights(program, make)
+    feed = layers.feeds([3, 0], 4)
+    wanted = evaluate(program.entries["decode"], feed)
+    context = PassContext()
+    for step in (*CLEANUP, *RAISING, *CLEANUP, *FUSION):
+        step.run(program, context)
+    read = {id(w.data) for n in program.main.graph if (w := blocked_weight(n.outputs[0])) is not None}
+    assert read == {id(w.data) for w in weights.values()}
+    for step in (EXACT, *LOWER_CPU, *CLEANUP):
+        step.run(program, context)
+    found = operators(program, "decode")
+    assert (found["MatMulNBits"], found["GatherBlockQuantized"]) == (7 * layers.layers + 1, 1)
+    assert np.abs(ort_decode(program, feed)["logits"] - wanted["logits"]).max() < 2e-5
+
+    entries = program.entries.values()
+    tensors = [
+        t for m in entries for v in m.graph.initializers.values() if (t := constant_tensor(v)) is not None
+    ]
+    codes = [t for t in tensors if t.dtype == ir.DataType.UINT8]
+    assert len({id(t) for t in codes}) == len(codes) / 2  # both entries hold the same tensors
+    with WeightStore(tmp_path / "weights.bin") as store:
+        tied = {store.add(t) for t in codes if t.shape[0] == layers.vocabulary and t.nbytes > 1000}
+    assert len(tied) == 1  # as a table and as a matrix
+
+
+@pytest.mark.parametrize(
+    ("block", "why"), [(8, "blocks of 8 columns"), (48, "blocks of 48 columns"), (96, "blocks of 96 columns")]
+)
+def test_declines_blocks_the_kernel_has_not(block: int, why: str) -> None:
+    program, _ = product()
+    block_weights(program, lambda name, w: quantized(w, block=block))
+    assert why in reasons(run_pass(UseBlockKernels(), program))
+
+
+def test_declines_other_targets() -> None:
+    program, _ = product()
+    block_weights(program, lambda name, w: quantized(w))
+    result = run_pass(UseBlockKernels(), program, PassContext(Target("cuda")))
+    assert "CPU" in reasons(result)
+
+
+def test_leaves_other_weights_alone() -> None:
+    program, _ = product()
+    result = run_pass(UseBlockKernels(), program)
+    assert not result.changed
+    assert not result.declined
+
+
+def test_activations_that_several_products_read_are_summed_once() -> None:
+    b = Builder()
+    x = b.input("x", ("batch", "tokens", 64))
+    turned = [
+        b.op("Transpose", b.weight(f"w{i}", RNG.standard_normal((6, 64))), perm=[1, 0]) for i in range(3)
+    ]
+    b.output(b.op("Concat", *(b.op("MatMul", x, w) for w in turned), axis=-1), "y")
+    program = b.program()
+    block_weights(program, lambda name, w: quantized(w, offset=True))
+    run_pass(UseBlockKernels(), program)
+    assert operators(program)["ReduceSum"] == 1
