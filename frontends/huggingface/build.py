@@ -43,7 +43,8 @@ def build_skeleton(folder: Folder) -> Skeleton | None:
 
 def _checked(folder: Folder, transformers: Any) -> tuple[Any, Any]:
     config = _config(folder, transformers)
-    kind = _class(config, transformers, folder.path.name)
+    kind = _bare(config, transformers) if folder.bare else None
+    kind = kind or _class(config, transformers, folder.path.name)
     held = sum(math.prod(tensor.shape) for tensor in folder.tensors.values())
     check_size(kind, config, held, f"{folder.path.name}/config.json")
     return config, kind
@@ -79,11 +80,19 @@ def _class(config: Any, transformers: Any, place: str) -> Any:
         raise UnsupportedError(
             f"{place}/config.json", fact, "upgrade transformers, or pass a module in Python"
         )
-    found = transformers.MODEL_MAPPING.get(type(config))
+    found = transformers.MODEL_MAPPING.get(type(config), None)
     if isinstance(found, type):
         return found
     fact = f"names no architecture, and model type {config.model_type!r} has no default"
     raise UnsupportedError(f"{place}/config.json", fact, 'add "architectures" to it')
+
+
+def _bare(config: Any, transformers: Any) -> Any:
+    """The class without a head, of an encoder-decoder its encoder; None if transformers has no default."""
+    found = transformers.MODEL_MAPPING.get(type(config), None)
+    if not isinstance(found, type) or not getattr(config, "is_encoder_decoder", False):
+        return found if isinstance(found, type) else None
+    return getattr(transformers, found.__name__.replace("Model", "EncoderModel"), None)
 
 
 def check_size(kind: Any, config: Any, held: int, place: str) -> None:

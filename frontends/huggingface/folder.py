@@ -34,11 +34,16 @@ GENERATION = "generation_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A checked model folder: its configuration and every tensor of its safetensors files."""
+    """A checked model folder: its configuration and every tensor of its safetensors files.
+
+    ``bare``: the model is wanted without a head, whatever its configuration names: sentence-transformers
+    takes it so.
+    """
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, Stored]
+    bare: bool = False
 
     @property
     def assets(self) -> dict[str, Path | bytes]:
@@ -53,6 +58,7 @@ def open_folder(path: Path) -> Folder:
     Raises: ModelError for missing, damaged or pickled parts and for remote code; UnsupportedError for
     weights that are stored quantized.
     """
+    bare = (path / "modules.json").is_file()
     path = _transformer_of(path)
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
@@ -64,7 +70,7 @@ def open_folder(path: Path) -> Folder:
     tensors: dict[str, Stored] = {}
     for file in _weight_files(path):
         tensors |= _tensors(file)
-    return Folder(path, config, tensors)
+    return Folder(path, config, tensors, bare)
 
 
 def read_json(path: Path) -> Any:
@@ -78,6 +84,14 @@ def read_json(path: Path) -> Any:
         raise ModelError(place, f"is no JSON ({error})", "download the model again") from None
 
 
+def inside(path: Path, name: str) -> Path:
+    """The folder ``name`` within ``path``, as modules.json names it. Raises: ModelError if outside."""
+    found = (path / name).resolve()
+    if not found.is_relative_to(path.resolve()):
+        raise ModelError(f"{path.name}/modules.json", f"{name!r} lies outside the folder")
+    return found if name else path
+
+
 def _transformer_of(path: Path) -> Path:
     modules = path / "modules.json"
     if not modules.is_file():
@@ -85,10 +99,7 @@ def _transformer_of(path: Path) -> Path:
     listed = read_json(modules)
     for module in listed if isinstance(listed, list) else ():
         if isinstance(module, dict) and str(module.get("type", "")).endswith(".Transformer"):
-            found = (path / str(module.get("path", ""))).resolve()
-            if not found.is_relative_to(path.resolve()):
-                raise ModelError(f"{path.name}/modules.json", f"{module['path']!r} lies outside the folder")
-            return found if module.get("path") else path
+            return inside(path, str(module.get("path", "")))
     raise ModelError(f"{path.name}/modules.json", "lists no transformer", "give a transformers folder")
 
 

@@ -15,7 +15,8 @@ BATCH, LENGTH, TARGET = 2, 8, 6
 def default_inputs(model: Any) -> Arrays:
     """Example inputs by parameter name.
 
-    Encoders take input_ids and attention_mask, int64[2, 8]; decoders input_ids alone; encoder-decoders
+    Encoders take input_ids and attention_mask, int64[2, 8], and those that classify or read pairs of texts
+    token_type_ids; decoders input_ids alone; encoder-decoders
     input_ids and decoder_input_ids; vision models pixel_values, float32[2, channels, size, size]; speech
     models input_values or input_features.
     """
@@ -33,6 +34,10 @@ def default_inputs(model: Any) -> Arrays:
         made[main] = _ids(config, LENGTH)
         if _is_encoder(model):
             made["attention_mask"] = np.ones((BATCH, LENGTH), np.int64)
+        if _takes_pairs(model):
+            made["token_type_ids"] = np.repeat([[0, 1]], [LENGTH // 2, LENGTH - LENGTH // 2], 1).repeat(
+                BATCH, 0
+            )
     if getattr(config, "is_encoder_decoder", False):
         made["decoder_input_ids"] = _ids(config, TARGET)
     return made
@@ -47,6 +52,13 @@ def _is_encoder(model: Any) -> bool:
     if getattr(config, "use_cache", None) is not None and "past_key_values" in _parameters(model):
         return _bidirectional(model)
     return "attention_mask" in _parameters(model)
+
+
+def _takes_pairs(model: Any) -> bool:
+    """Whether the model reads two texts and is told which token belongs to which."""
+    reads = type(model).__name__.endswith(("ForSequenceClassification", "ForQuestionAnswering"))
+    types = getattr(model.config, "type_vocab_size", 0) or 0
+    return reads and types > 1 and "token_type_ids" in _parameters(model)
 
 
 def _bidirectional(model: Any) -> bool:

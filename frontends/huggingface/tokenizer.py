@@ -25,8 +25,12 @@ _UNSET = 1_000_000
 """A greater model_max_length is transformers' way to say none."""
 
 
-def tokenizer_assets(path: Path, assets: Mapping[str, Path | bytes]) -> dict[str, Path | bytes]:
+def tokenizer_assets(
+    path: Path, assets: Mapping[str, Path | bytes], lowercase: bool = False
+) -> dict[str, Path | bytes]:
     """``assets`` with tokenizer.json as transformers uses it and its special tokens by name.
+
+    ``lowercase``: texts are lowercased before all else, as sentence-transformers can ask for.
 
     transformers changes what it reads: special tokens, what surrounds a text, older formats converted. A
     folder that it can't read a tokenizer from keeps its files as they are.
@@ -38,6 +42,10 @@ def tokenizer_assets(path: Path, assets: Mapping[str, Path | bytes]) -> dict[str
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
+    if lowercase:
+        from tokenizers.normalizers import Lowercase, Sequence
+
+        backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
     found[DEFINITION] = backend.to_str().encode()
     config = dict(_config(path), **tokenizer.special_tokens_map)
     if 0 < tokenizer.model_max_length < _UNSET:
