@@ -6,9 +6,9 @@ import json
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from .generate import Conversation, GenerationOptions, Generator, Stream
 from .onnxruntime import OnnxRuntimeRunner
 from .samples import sample_inputs
 from .session import open_runner
+from .text import Answer, Classification, Text, TextEncoder, answer, classify, embed
 from .validate import checked
 from .verify import GoldenReference, Verification, layer_values, verification
 
@@ -178,6 +179,51 @@ class Executable:
 
     def _entry_runner(self, variant: str, threads: int | None, entry: str) -> OnnxRuntimeRunner:
         return self.runner(variant, entry=entry, threads=threads)
+
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int = 32,
+        prompt: str | None = None,
+        variant: str | None = None,
+        threads: int | None = None,
+    ) -> Array:
+        """float32[texts, width]: sentence embeddings, for models of sentence-transformers.
+
+        ``prompt``: name of what the model wants in front of a text (``query``, ``document``).
+        Raises: UnsupportedError if the model makes none, InputError for anything but a list of texts.
+        """
+        run = self.runner(variant, threads=threads).run
+        return embed(self._text_encoder, texts, run, batch_size, prompt)
+
+    def classify(
+        self,
+        texts: Iterable[Text],
+        *,
+        batch_size: int = 32,
+        variant: str | None = None,
+        threads: int | None = None,
+    ) -> list[Classification]:
+        """The labels of texts, or of pairs of texts, with their scores.
+
+        Raises: UnsupportedError if the model is no classifier, InputError for anything but a list of texts.
+        """
+        run = self.runner(variant, threads=threads).run
+        return classify(self._text_encoder, texts, run, batch_size)
+
+    def answer(
+        self, question: str, context: str, *, variant: str | None = None, threads: int | None = None
+    ) -> Answer:
+        """The part of ``context`` that answers ``question``; long contexts are read in windows.
+
+        Raises: UnsupportedError if the model finds no answers, InputError for empty texts.
+        """
+        return answer(self._text_encoder, question, context, self.runner(variant, threads=threads).run)
+
+    @cached_property
+    def _text_encoder(self) -> TextEncoder:
+        return TextEncoder(self._artifact)
 
     def bench(
         self,

@@ -79,6 +79,26 @@ class Tokenizer:
         encoded = _checked(lambda: self.backend.encode(first, second), [first, second])
         return self._within(encoded.ids), encoded.type_ids
 
+    def encodings(self, texts: Sequence[str | tuple[str, str]], length: int) -> list[Any]:
+        """Encodings (ids, type_ids, offsets) of texts and pairs, of at most ``length`` with special tokens.
+
+        A longer text is cut at its end, of a pair the longer one. Raises: as ``encode``.
+        """
+        parts = [part for text in texts for part in (text if isinstance(text, tuple) else (text,))]
+        encode = self.backend.encode_batch
+        encoded = iter(_checked(lambda: encode(parts, add_special_tokens=False), parts))
+        made = []
+        for text in texts:
+            one = next(encoded)
+            other = next(encoded) if isinstance(text, tuple) else None
+            room = max(0, length - self.backend.num_special_tokens_to_add(is_pair=other is not None))
+            for part, most in zip((one, other), _longest_first(one, other, room), strict=True):
+                if part is not None and len(part.ids) > most:
+                    part.truncate(most)
+            made.append(self.backend.post_process(one, other))
+            self._within(made[-1].ids)
+        return made
+
     def windows(self, first: str, second: str, length: int, stride: int) -> list[Any]:
         """``first`` with ``second`` cut into windows of at most ``length`` tokens together.
 
@@ -153,6 +173,18 @@ class Tokenizer:
             fact = f"token {token!r} has id {max(ids)}, the model's vocabulary has {self._limit}"
             raise InputError("text", fact, "leave the token out")
         return ids
+
+
+def _longest_first(one: Any, other: Any, room: int) -> tuple[int, int]:
+    """Most tokens of each of two sequences that share ``room``: the longer one gives way."""
+    if other is None:
+        return room, 0
+    short, long = sorted((len(one.ids), len(other.ids)))
+    if short + long > room:
+        long = short if short > room else max(short, room - short)
+        if short + long > room:
+            short, long = room // 2, room - room // 2
+    return (short, long) if len(one.ids) <= len(other.ids) else (long, short)
 
 
 def _parsed(files: TokenizerFiles) -> Any:
