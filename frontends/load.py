@@ -15,7 +15,7 @@ from ..compiler.reference import Reference
 from .base import Import
 
 ACCEPTED = (
-    "a .onnx, .pt2 or .keras file, a Hugging Face folder, a torch module or exported program, "
+    "a .onnx, .gguf, .pt2 or .keras file, a Hugging Face folder, a torch module or exported program, "
     "a Keras model, or an ONNX model in memory"
 )
 
@@ -48,6 +48,10 @@ def _load_path(path: Path, options: CompileOptions, inputs: object) -> Import:
         if suffix != ".pt2" and not is_pt2(path):
             raise refuse_pickle(path)
         return import_pt2(path, options, inputs)
+    if suffix == ".gguf":
+        from .gguf import import_gguf
+
+        return import_gguf(path, options, inputs)
     if suffix == ".keras":
         from .keras import import_keras
 
@@ -159,10 +163,6 @@ def _class(module: Any, name: str) -> type:
 
 
 REFUSED = {
-    ".gguf": (
-        "is a GGUF file, which has no frontend yet",
-        "load it with transformers (gguf_file=...) and pass the module",
-    ),
     ".h5": ("is a HDF5 Keras file, which can run code", "save it from Keras 3 as model.keras"),
     ".hdf5": ("is a HDF5 Keras file, which can run code", "save it from Keras 3 as model.keras"),
     ".tflite": ("is a TensorFlow Lite model, which has no frontend", "give the model it was made from"),

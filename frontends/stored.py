@@ -41,7 +41,7 @@ class Stored:
         array = np.empty(math.prod(self.shape), wanted.numpy())
         item = self.dtype.bitwidth // 8
         step = _CHUNK // item
-        with _opened(self.path) as file:
+        with open_file(self.path) as file:
             for start in range(0, array.size, step):
                 count = min(step, array.size - start)
                 chunk = read_at(file.fileno(), self.offset + start * item, count * item, self.path)
@@ -68,7 +68,7 @@ def same(one: Stored, other: Stored) -> bool:
     """Whether two tensors hold the same bytes, compared piece by piece."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
-    with _opened(one.path) as left, _opened(other.path) as right:
+    with open_file(one.path) as left, open_file(other.path) as right:
         for start in range(0, one.nbytes, _CHUNK):
             count = min(_CHUNK, one.nbytes - start)
             if read_at(left.fileno(), one.offset + start, count, one.path) != read_at(
@@ -99,7 +99,8 @@ def read_at(descriptor: int, offset: int, length: int, path: Path) -> bytearray:
     return buffer
 
 
-def _opened(path: Path) -> io.FileIO:
+def open_file(path: Path) -> io.FileIO:
+    """The file, open for reading. Raises: ModelError if it can't be opened."""
     try:
         return io.FileIO(path)
     except OSError as error:

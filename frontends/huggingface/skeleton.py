@@ -37,12 +37,13 @@ def skeleton(
     shapes: Mapping[str, tuple[tuple[int, ...], ir.DataType]],
     place: str,
     equal: Callable[[str, str], bool] = lambda one, other: False,
+    spell: Callable[[str], str] = str,
 ) -> Skeleton | None:
     """The module ``kind(config)`` loaded by transformers' own rules from tensors without contents.
 
     ``shapes``: shape and dtype of every stored tensor; floats become float32. None if a parameter is made
     from stored tensors by more than renaming, which needs their contents. ``equal`` says whether two stored
-    tensors that the configuration wants tied hold the same.
+    tensors that the configuration wants tied hold the same, ``spell`` what errors call a parameter.
     Raises: ModelError listing tensors that are missing or of another shape than the configuration wants.
     """
     import torch
@@ -59,7 +60,7 @@ def skeleton(
                     number  # transformers ties equal tensors: these tell nothing, so none are
                 )
     with quiet_transformers(transformers):
-        module = load(kind, config, place, state)
+        module = load(kind, config, place, state, spell=spell)
     _tie(module, names, equal)
     held = {t.data_ptr() for t in module.state_dict(keep_vars=True).values() if t.numel()}
     if not held <= names.keys() or any(isinstance(part, torch.nn.RNNBase) for part in module.modules()):
@@ -77,7 +78,14 @@ def _tie(module: Any, names: Mapping[int, str], equal: Callable[[str, str], bool
             setattr(module.get_submodule(parent), leaf, one)
 
 
-def load(kind: Any, config: Any, place: str, state: Any = None, folder: str | None = None) -> Any:
+def load(
+    kind: Any,
+    config: Any,
+    place: str,
+    state: Any = None,
+    folder: str | None = None,
+    spell: Callable[[str], str] = str,
+) -> Any:
     """``kind`` in float32 without a cache, from a state dict or a folder's safetensors.
 
     Raises: ModelError listing missing and misshapen tensors, or saying why transformers can't load it.
@@ -97,9 +105,9 @@ def load(kind: Any, config: Any, place: str, state: Any = None, folder: str | No
         )
     except Exception as error:  # transformers raises errors of many kinds
         raise ModelError(place, f"transformers can't load it: {first_line(error)}") from error
-    wrong = [Problem(place, f"weights lack tensor {key!r}") for key in sorted(info["missing_keys"])]
+    wrong = [Problem(place, f"weights lack tensor {spell(key)!r}") for key in sorted(info["missing_keys"])]
     wrong += [
-        Problem(place, f"tensor {key!r} is {list(found)}, the configuration wants {list(wanted)}")
+        Problem(place, f"tensor {spell(key)!r} is {list(found)}, the configuration wants {list(wanted)}")
         for key, found, wanted in sorted(info["mismatched_keys"])
     ]
     if wrong:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from .capture import quiet
 from .origins import ROOT
+from .weights import may_fold
 
 FOLD_INPUT, FOLD_OUTPUT = 1024, 65536
 """Element counts up to which constants are folded at import: shapes, masks and tables, never weights."""
@@ -88,7 +89,11 @@ def simplify(model: ir.Model) -> None:
     with quiet():
         common.InlinePass()(model)
         optimizer.fold_constants_ir(
-            model, onnx_shape_inference=True, input_size_limit=FOLD_INPUT, output_size_limit=FOLD_OUTPUT
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=FOLD_INPUT,
+            output_size_limit=FOLD_OUTPUT,
+            should_fold=may_fold,
         )
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.DeduplicateInitializersPass()(model)

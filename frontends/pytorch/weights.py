@@ -57,6 +57,12 @@ def attach(model: ir.Model, weights: Mapping[int, Weight]) -> None:
             value.const_value = weight
 
 
+def may_fold(node: ir.Node) -> bool | None:
+    """For constant folding: False where a quantized weight is read, else None for the usual rules."""
+    pending = any(v is not None and isinstance(v.const_value, _Pending) for v in node.inputs)
+    return False if pending else None
+
+
 def emit_weights(model: ir.Model) -> None:
     """Replace initializers that stand for quantized blocks by the nodes that compute them."""
     for name, value in list(model.graph.initializers.items()):
