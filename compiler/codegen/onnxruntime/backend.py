@@ -77,6 +77,8 @@ def serialized(model: ir.Model, weights: WeightStore, opset: int | None = None) 
             tensor = value.const_value
             if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= INLINE:
                 value.const_value = _stored(tensor, value.name or "", weights)
+            elif isinstance(tensor, ir.ExternalTensor):  # the source's file does not travel along
+                value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
     data: bytes = ir.serde.serialize_model(copy).SerializeToString()
     return data
 
