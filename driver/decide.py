@@ -106,7 +106,7 @@ class Judge:
                 self.journal.note(f"reverted {trial.name}: {reverted[trial.name]}")
         if verdict.untried:
             left = ", ".join(verdict.untried)
-            self.journal.note(f"not timed one by one within {options.timing:g} s: {left}")
+            self.journal.note(f"not timed one by one within {options.timing:g} s (-O3 takes longer): {left}")
         source = self.bench.source(self.recipe.source) if result.source is None else result.source
         final = race(verdict.built, source, inputs, threads=options.threads, seconds=FINAL)
         kept = replace(result, lowered=verdict.lowered, best=verdict.built, source=source, reverted=reverted)

