@@ -44,8 +44,12 @@ Backend: TypeAlias = Annotated[
     str, _option("--backend", panel=MODEL, metavar="auto|ort", help="Code generator.")
 ]
 Precision: TypeAlias = Annotated[
-    str, _option("--precision", panel=MODEL, metavar="fp32|fp16", help="Arithmetic of the executable.")
-]
+    str,
+    _option(
+        "--precision", panel=MODEL, metavar="fp32|fp16|int8|int4",
+        help="Arithmetic of the executable; int8 and int4 are the weights', rounded in blocks.",
+    ),
+]  # fmt: skip
 Inputs: TypeAlias = Annotated[
     list[str],
     _option(

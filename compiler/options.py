@@ -11,7 +11,7 @@ import onnx_ir as ir
 from .errors import OptionError
 from .program import Dim, DimRange
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 BackendName: TypeAlias = Literal["auto", "ort"]
 

@@ -12,7 +12,7 @@ from .cleanup import CLEANUP
 from .fusion import FUSION
 from .incremental import INCREMENTAL
 from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
-from .precision import PRECISION
+from .precision import PRECISION, WEIGHTS
 from .raising import RAISING
 
 LOWERING: dict[str, Pipeline] = {"cpu": LOWER_CPU, "cuda": LOWER_CUDA}
@@ -42,6 +42,7 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
         Stage(INCREMENTAL, on=level >= 1),
         Stage(FUSION, on=level >= 2),
         Stage(PRECISION, on=fp16),
+        Stage(WEIGHTS.get(options.precision, WEIGHTS["int8"]), on=options.precision in WEIGHTS),
         Stage(LOWERING[options.target.device], on=level >= 2, required=True),
         Stage(CLEANUP, on=level >= 2),
     )
@@ -66,7 +67,7 @@ def pipeline(options: CompileOptions) -> list[Pass]:
 
 def all_passes() -> dict[str, Pass]:
     """Every pass by name, with default options, in pipeline order."""
-    rooms = (CLEANUP, RAISING, INCREMENTAL, FUSION, PRECISION, *LOWERING.values())
+    rooms = (CLEANUP, RAISING, INCREMENTAL, FUSION, PRECISION, *WEIGHTS.values(), *LOWERING.values())
     found: dict[str, Pass] = {}
     for step in (step for room in rooms for step in room):
         found.setdefault(step.name, step)

@@ -47,6 +47,11 @@ class Half(Step):
 
 
 @dataclass(frozen=True)
+class Weights(Step):
+    name: ClassVar[str] = "quantize-weights"
+
+
+@dataclass(frozen=True)
 class Lower(Step):
     name: ClassVar[str] = "lower-attention"
 
@@ -66,7 +71,7 @@ class LowerCuda(Step):
 def rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, passes in (
         ("CLEANUP", (Clean(),)), ("RAISING", (Raise(),)), ("INCREMENTAL", (Derive(),)),
-        ("FUSION", (Fuse(),)), ("PRECISION", (Half(),)),
+        ("FUSION", (Fuse(),)), ("PRECISION", (Half(),)), ("WEIGHTS", {"int8": (Weights(),)}),
         ("LOWERING", {"cpu": (Lower(), Legalize()), "cuda": (LowerCuda(),)}),
     ):  # fmt: skip
         monkeypatch.setattr(pipelines, name, passes)
@@ -131,6 +136,6 @@ def test_enabling_another_target_s_pass_is_refused() -> None:
 
 def test_all_passes_names_each_pass_once() -> None:
     assert list(pipelines.all_passes()) == [
-        "clean", "raise-gelu", "derive-cache", "fuse-qkv", "convert-fp16", "lower-attention", "legalize",
-        "lower-cuda",
+        "clean", "raise-gelu", "derive-cache", "fuse-qkv", "convert-fp16", "quantize-weights",
+        "lower-attention", "legalize", "lower-cuda",
     ]  # fmt: skip

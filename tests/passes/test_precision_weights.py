@@ -1,0 +1,214 @@
+"""quantize-weights: which weights are rounded, how well, and that nothing is held in memory for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from miaotui.compiler.errors import OptionError
+from miaotui.compiler.ir.builder import INT64, Builder
+from miaotui.compiler.ir.constants import constant_tensor
+from miaotui.compiler.ir.evaluate import evaluate
+from miaotui.compiler.ir.quantized import BlockedWeight, blocked_weight
+from miaotui.compiler.options import CompileOptions
+from miaotui.compiler.program import Program
+from miaotui.passes.base import PassContext
+from miaotui.passes.lowering.onnxruntime.blocked import UseBlockKernels
+from miaotui.passes.pipeline import pipeline
+from miaotui.passes.precision.blocks import Rounding, best_scales, rounded
+from miaotui.passes.precision.weights import QuantizeWeights
+from support.decode_graphs import Layers, block_weights, ort_decode, quantized
+from support.rewriting import assert_same, ort_run, reasons, run_pass
+
+RNG = np.random.default_rng(5)
+SMALL = QuantizeWeights(least=1)
+
+
+def blocked(program: Program, entry: str = "main") -> dict[str, BlockedWeight]:
+    """Blocked weights by the name of their data."""
+    found = {}
+    for node in program.entries[entry].graph:
+        if node.op_type == "DequantizeLinear" and (weight := blocked_weight(node.outputs[0])) is not None:
+            assert node.inputs[0] is not None
+            found[str(node.inputs[0].name).removesuffix(".data")] = weight
+    return found
+
+
+def forms(columns: int = 64, rows: int = 12) -> Program:
+    """Products with matrices as they are and turned, and a table that is the output layer too."""
+    b = Builder()
+    ids = b.input("ids", ("tokens",), INT64)
+    table = b.weight("table", RNG.standard_normal((30, columns)))
+    x = b.op("Gather", table, ids)
+    parts = [
+        b.op("MatMul", x, b.weight("turned", RNG.standard_normal((columns, rows)))),
+        b.op(
+            "MatMul",
+            x,
+            b.op("Transpose", b.weight("plain", RNG.standard_normal((rows, columns))), perm=[1, 0]),
+        ),
+        b.op("Gemm", x, b.weight("gemm", RNG.standard_normal((columns, rows)))),
+        b.op("Gemm", x, b.weight("gemm_t", RNG.standard_normal((rows, columns))), transB=1),
+    ]
+    total = b.op("Relu", b.op("Add", b.op("Add", *parts[:2]), b.op("Add", *parts[2:])))
+    b.output(b.op("MatMul", total, b.weight("small", RNG.standard_normal((rows, 5)))), "y")
+    b.output(b.op("MatMul", x, b.op("Transpose", table, perm=[1, 0])), "logits")
+    return b.program()
+
+
+@pytest.mark.parametrize("scheme", ["auto", "symmetric", "asymmetric"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounds_every_form_of_product_and_table(bits: int, scheme: str) -> None:
+    program = forms()
+    feed = {"ids": np.array([3, 0, 29])}
+    weights = {n: v.const_value.numpy() for n, v in program.main.graph.initializers.items() if v.const_value}
+    before = evaluate(program.main, feed)
+    result = run_pass(QuantizeWeights(bits=bits, scheme=scheme, least=1), program)
+    assert result.changed == 5, reasons(result)
+    found = blocked(program)
+    assert found.keys() == {"table", "turned", "plain", "gemm", "gemm_t"}
+    for name, weight in found.items():
+        assert weight.bits == (8 if name == "table" else bits)
+        assert (weight.zero_point is None) == (
+            scheme == "symmetric" or (scheme == "auto" and weight.bits == 8)
+        )
+        array = weights[name].T if name in ("turned", "gemm") else weights[name]
+        error = np.abs(weight.numpy() - array).max() / np.abs(array).max()
+        assert error < {8: 0.006, 4: 0.16}[weight.bits]
+    after = evaluate(program.main, feed)
+    assert_same(before, after, {8: 0.02, 4: 0.3}[bits])
+    run_pass(UseBlockKernels(accuracy=1), program)
+    assert_same(after, ort_run(program, feed), 1e-5)
+
+
+def test_four_bits_keep_eight_in_the_output_layer() -> None:
+    program = forms()
+    run_pass(QuantizeWeights(bits=4, least=1, keep=("table",)), program)
+    assert {w.bits for w in blocked(program).values()} == {4}
+    b = Builder()
+    x = b.input("x", ("batch", "tokens", 64))
+    h = b.op("MatMul", x, b.weight("inner", RNG.standard_normal((64, 64))))
+    y = b.op("MatMul", b.op("Relu", h), b.weight("head", RNG.standard_normal((64, 40))))
+    capped = b.op("Mul", b.op("Tanh", b.op("Div", y, b.weight("c", 30.0))), b.weight("d", 30.0))
+    b.output(capped, "logits")
+    program = b.program()
+    run_pass(QuantizeWeights(bits=4, least=1), program)
+    assert {name: w.bits for name, w in blocked(program).items()} == {"inner": 4, "head": 8}
+
+
+def test_least_squares_beats_the_whole_range() -> None:
+    parts = RNG.standard_normal((2000, 32)).astype(np.float32)
+    errors = []
+    for ratios in ((1.0,), (1.0, 0.9, 0.8)):
+        rounding = Rounding(4, 32, False, ratios)
+        scale, zero = best_scales(parts, rounding)
+        back = (rounded(parts, scale, zero, rounding) - zero[:, None]) * scale[:, None]
+        errors.append(float(((back - parts) ** 2).sum()))
+    assert errors[1] < 0.96 * errors[0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_constant_blocks_are_exact(bits: int, symmetric: bool, value: float) -> None:
+    parts = np.full((3, 32), value, np.float32)
+    rounding = Rounding(bits, 32, symmetric, (1.0, 0.9))
+    scale, zero = best_scales(parts, rounding)
+    back = (rounded(parts, scale, zero, rounding).astype(np.float32) - zero[:, None]) * scale[:, None]
+    np.testing.assert_allclose(back, parts, rtol=1e-6, atol=1e-9)
+
+
+def test_declines_with_reasons() -> None:
+    b = Builder()
+    x = b.input("x", ("rows", 60))
+    b.output(b.op("MatMul", x, b.weight("odd", RNG.standard_normal((60, 8)))), "a")
+    both = b.weight("both", RNG.standard_normal((64, 64)))
+    h = b.op("MatMul", b.input("z", ("rows", 64)), both)
+    b.output(b.op("MatMul", b.op("Relu", h), b.op("Transpose", both, perm=[1, 0])), "b")
+    shared = b.weight("shared", RNG.standard_normal((64, 64)))
+    b.output(b.op("MatMul", h, shared), "c")
+    b.output(b.op("Add", h, b.op("ReduceSum", shared, b.weight("all", np.array([0, 1])), keepdims=0)), "d")
+    kept = b.weight("kept", RNG.standard_normal((64, 64)))
+    b.output(b.op("MatMul", h, kept), "e")
+    program = b.program()
+    result = run_pass(QuantizeWeights(least=1, keep=("kept",)), program)
+    assert not result.changed
+    text = reasons(result)
+    assert "60 columns are no multiple of the block of 32" in text
+    assert "as it is and transposed" in text
+    assert "something else than a product or a look-up" in text
+    assert "is to be kept" in text
+
+
+def test_leaves_small_weights_other_dtypes_and_higher_ranks() -> None:
+    b = Builder()
+    x = b.input("x", ("batch", "rows", 64))
+    y = b.op("MatMul", x, b.weight("experts", RNG.standard_normal((2, 64, 64))))
+    b.output(b.op("MatMul", y, b.weight("little", RNG.standard_normal((64, 32)))), "y")
+    program = b.program()
+    result = run_pass(QuantizeWeights(), program)
+    assert not result.changed
+    assert not result.declined
+
+
+def test_leaves_what_the_source_has_quantized() -> None:
+    program = forms()
+    block_weights(program, lambda name, w: quantized(w, offset=True) if name == "plain" else None)
+    before = blocked(program)["plain"]
+    run_pass(SMALL, program)
+    assert blocked(program)["plain"].data is before.data
+
+
+def test_entries_share_what_is_rounded_and_nothing_is_read_before_it_is_written() -> None:
+    layers = Layers(hidden=64, inner=96)
+    program = layers.program()
+    reads: list[str] = []
+
+    def counted(name: str, array: Any) -> ir.LazyTensor:
+        def read() -> ir.Tensor:
+            reads.append(name)
+            return ir.Tensor(array)
+
+        return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(array.shape), name=name)
+
+    graph = program.entries["decode"].graph
+    for name, value in graph.initializers.items():
+        if value.const_value is not None and len(value.const_value.shape) == 2:
+            value.const_value = counted(name, value.const_value.numpy())
+    program.entries["main"] = program.entries["decode"].clone()
+    feed = layers.feeds([2, 0], 3)
+    for step in (QuantizeWeights(bits=4, least=1), UseBlockKernels(accuracy=1)):
+        wanted = evaluate(program.entries["decode"], feed)["logits"]
+        reads.clear()
+        step.run(program, PassContext())
+        assert reads == []
+    first, second = (
+        [t for v in m.graph.initializers.values() if (t := constant_tensor(v)) is not None and t.dtype == 2]
+        for m in program.entries.values()
+    )
+    assert {id(t) for t in first} == {id(t) for t in second}
+    for tensor in first:
+        tensor.numpy()
+    assert max(reads.count(n) for n in set(reads)) == 2  # the tied table twice: as rows and as a matrix
+    for step in pipeline(CompileOptions(precision="int4")):
+        step.run(program, PassContext())
+    np.testing.assert_allclose(ort_decode(program, feed)["logits"], wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_precision_turns_it_on_and_options_reach_it(precision: Any) -> None:
+    names = [step.name for step in pipeline(CompileOptions(precision=precision))]
+    assert names.count("quantize-weights") == 1
+    assert names.index("quantize-weights") < names.index("block-kernels")
+    assert "quantize-weights" not in [step.name for step in pipeline(CompileOptions())]
+    spec = "quantize-weights{bits=4,block=64,keep=head+embed}"
+    (step,) = [s for s in pipeline(CompileOptions(enable=(spec,))) if s.name == "quantize-weights"]
+    assert step == QuantizeWeights(bits=4, block=64, keep=("head", "embed"))
+
+
+@pytest.mark.parametrize("options", ["bits=3", "block=24", "scheme=odd"])
+def test_refuses_unknown_options(options: str) -> None:
+    with pytest.raises(OptionError):
+        QuantizeWeights().with_options(options)
