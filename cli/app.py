@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from .bench import bench
+from .chat import chat
 from .compile import compile_model
 from .doctor import doctor
 from .failure import Verb
+from .generate import generate
 from .inspect import inspect
 from .passes import passes
 from .run import run
@@ -19,6 +21,8 @@ from .verify import verify
 VERBS: dict[str, Callable[..., None]] = {
     "compile": compile_model,
     "run": run,
+    "generate": generate,
+    "chat": chat,
     "bench": bench,
     "verify": verify,
     "inspect": inspect,

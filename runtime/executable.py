@@ -25,6 +25,7 @@ from .bench import BenchResult, Candidate, bench
 from .call import default_call, flatten, unflatten
 from .compare import Limit
 from .generate import Conversation, GenerationOptions, Generator, Stream
+from .generate.bench import GenerationBench, bench_generation, workloads
 from .onnxruntime import OnnxRuntimeRunner
 from .samples import sample_inputs
 from .session import open_runner
@@ -263,6 +264,30 @@ class Executable:
                 threads=threads,
                 together=together,
             )
+
+    def bench_generation(
+        self,
+        against: Executable | str | PathLike[str] | None = None,
+        *,
+        prompt: Sequence[int] = (512,),
+        new: Sequence[int] = (128,),
+        batch: Sequence[int] = (1,),
+        repeats: int = 6,
+        threads: int | None = None,
+    ) -> GenerationBench:
+        """Time prefill and decode for every combination of prompt tokens, new tokens and rows.
+
+        ``against``: another Executable, a variant of this one, or a folder; repeats are interleaved with it.
+        Raises: UnsupportedError if one of them keeps no state, OptionError for sizes that don't fit.
+        """
+        name, asked = self.manifest.default, workloads(prompt, new, batch)
+        with ExitStack() as stack:
+            candidates = {name: self.generator(name, threads=threads)}
+            if against is not None and (other := self._opponent(against, name, stack)) is not None:
+                label = other[1] if other[0] is self else f"{other[0].folder.name} ({other[1]})"
+                label = f"{label} (again)" if label == name else label
+                candidates[label] = other[0].generator(other[1], threads=threads)
+            return bench_generation(candidates, asked, repeats=repeats, threads=threads)
 
     def _opponent(
         self, against: Executable | str | PathLike[str] | None, name: str, stack: ExitStack

@@ -12,7 +12,6 @@ from .options import GenerationOptions
 from .prompts import Prompts
 from .result import Generation
 from .stream import Stream
-from .timings import Stopwatch
 
 
 class Conversation:
@@ -56,7 +55,8 @@ class Conversation:
         """
         if self._answering:
             raise InputError("conversation", "is still answering", "read the stream to its end, or close it")
-        watch, generator = Stopwatch(), self._generator
+        generator = self._generator
+        watch = generator.started()
         given = GenerationOptions.of({**self._given, **options})
         policy = given.resolved(generator.defaults)
         asked = [*self.messages, {"role": "user", "content": text}]

@@ -71,7 +71,7 @@ class Generator:
 
         Raises: InputError listing every prompt that does not fit.
         """
-        watch = Stopwatch()
+        watch = self.started()
         prompts, policy = self._prepared(prompt, options)
         if prompts.single:
             stream = self._stream(prompts.ids[0], policy, watch)
@@ -88,8 +88,8 @@ class Generator:
 
         Raises: InputError if the prompt does not fit, ToolError if the executable has no tokenizer.
         """
-        watch = Stopwatch()
         self.needs_tokenizer("text")
+        watch = self.started()
         prompts, policy = self._prepared(prompt, options)
         if not prompts.single:
             raise InputError("prompt", "is a list of prompts", "stream them one by one, or use `generate`")
@@ -143,6 +143,19 @@ class Generator:
             runner, self.decoding, rows=rows, capacity=tokens, in_place=self._in_place, constants=given
         )
 
+    def begin(self, prompts: Sequence[Sequence[int]], new: int, held: Decoder | None = None) -> Decoder:
+        """A decoder with ``prompts`` filled in and room for ``new`` tokens; ``held``: one to use again."""
+        starts = [self._start(ids) for ids in prompts]
+        room = max(map(len, starts)) + new
+        if self.decoding.encoder is not None:
+            decoder = self.decoder(room, len(prompts), self._encoded(prompts))
+        else:
+            decoder = held or self.decoder(room, len(prompts))
+        decoder.lengths[:] = 0
+        for row, ids in enumerate(starts):
+            decoder.prefill(row, ids)
+        return decoder
+
     def row(self, ids: Sequence[int], policy: Policy, **facts: int) -> Row:
         """A row that starts from ``ids``; ``facts`` as Row takes them."""
         room = policy.max_tokens if self.decoding.context is None else self.decoding.context - len(ids)
@@ -159,6 +172,12 @@ class Generator:
         """Tokens that buffers should have room for at first."""
         wanted = len(ids) + min(policy.max_tokens, _AHEAD)
         return wanted if self.decoding.context is None else min(wanted, self.decoding.context)
+
+    def started(self) -> Stopwatch:
+        """A clock that starts when everything is open: loading is no part of TTFT."""
+        self.runner  # noqa: B018 - opens the session
+        self.defaults  # noqa: B018 - reads the tokenizer
+        return Stopwatch()
 
     def _prepared(self, prompt: object, options: GenerationOptions) -> tuple[Prompts, Policy]:
         policy = options.resolved(self.defaults)

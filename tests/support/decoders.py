@@ -31,7 +31,8 @@ Attention = Literal["gqa", "standard"]
 class Tiny:
     """A decoder: learned positions, ``layers`` of attention and ReLU MLP; weights from ``seed``.
 
-    ``attention``: com.microsoft GroupQueryAttention (state in place), or standard operators.
+    ``attention``: com.microsoft GroupQueryAttention, or standard operators. ``ends``: whether it ever writes
+    a special token.
     """
 
     attention: Attention = "gqa"
@@ -44,6 +45,7 @@ class Tiny:
     seed: int = 0
     scale: float = 0.6
     positions: float = 2.0
+    ends: bool = True
 
     @property
     def width(self) -> int:
@@ -60,6 +62,8 @@ class Tiny:
             "position": rng.standard_normal((self.context, self.hidden)).astype(np.float32) * self.positions,
             "head": matrix(self.hidden, self.vocabulary) * 4,
         }
+        if not self.ends:
+            made["head"][:, 256:] = 0
         kv = self.kv_heads * self.width
         for i in range(self.layers):
             made |= {
