@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ...compiler.dialect import MIAOTUI
-from ...compiler.ir.constants import constant, constant_tensor
+from ...compiler.ir.constants import constant, constant_tensor, is_constant
 from ...compiler.ir.rewrite import remove_dead
 from ...compiler.ir.shapes import infer_model_shapes
 from ...compiler.program import Decoding, Dim, DimRange, Program, StateTensor
 from ..base import decline
-from .evaluation import SizedEvaluator
+from .evaluation import FAILURES, Probe, SizedEvaluator
 from .masks import Judge, Mask
 from .rows import Rows, Whole
 from .token_axes import Axes, TokenAxes, dims, rank
@@ -121,6 +121,7 @@ class _Build:
             ids = write.op("Cast", ids, to=int(values.tokens.dtype), dtype=values.tokens.dtype)
         self.body.made[values.tokens] = ids
         self.masks: dict[tuple[ir.Value, bool], tuple[Mask, ir.Value | None]] = {}
+        self.checked: set[tuple[ir.Value, ir.Value]] = set()
         self.limit = self._limit()
         self.state: list[StateTensor] = []
         self.presents: list[tuple[ir.Value, str]] = []
@@ -145,6 +146,7 @@ class _Build:
         write.output(following, "next")
         for value, name in self.presents:
             write.output(value, name)
+        context = self._context()
         remove_dead([n for n in write.graph if not any(o.uses() or o.is_graph_output() for o in n.outputs)])
         _drop_unused(write.graph)
         # cloned, as a graph only knows the names of initializers it was made with when it makes up names
@@ -153,10 +155,20 @@ class _Build:
         infer_model_shapes(model)
         vocabulary = dims(self.logits)[-1]
         assert isinstance(vocabulary, int)
-        decoding = Decoding(vocabulary, tuple(self.state), context=self.limit)
-        ranges = {TOKENS: DimRange(1, self.limit), SELECTED: DimRange(0, self.limit)}
-        ranges |= {CAPACITY: DimRange(1, self.limit)}
+        decoding = Decoding(vocabulary, tuple(self.state), context=context)
+        ranges = {TOKENS: DimRange(1, context), SELECTED: DimRange(0, context)}
+        ranges |= {CAPACITY: DimRange(1, None)}
         return Built(model, decoding, ranges, self._note())
+
+    def _context(self) -> int | None:
+        """Positions the model can hold: what its position tables have, and what the source says."""
+        bounds = [] if self.limit is None else [self.limit]
+        probe = Probe(self.positions(), self.total())
+        for indices, length in self.body.rows.tables.items():
+            found = probe.run(probe.cut(indices), np.array([0, 1, length - 1]), length)
+            if found is not None and found.size == 3 and (np.diff(found.ravel()) == [1, length - 2]).all():
+                bounds.append(length - int(found.ravel()[0]))
+        return min(bounds) if bounds else None
 
     def _note(self) -> str:
         windows = sorted({m.window for m, _ in self.masks.values() if m.window})
@@ -260,19 +272,41 @@ class _Build:
         inputs = [self._operand(node, index, region) for index in range(len(node.inputs))]
         if node.op_type == "Reshape" and region is self.tail:
             inputs[1] = self._explicit(node, inputs[1])
-        for old, new in zip(node.outputs, self.write.copy(node, inputs), strict=True):
+        made = self.write.copy(node, inputs)
+        if node.op_type == "Reshape" and region is self.tail and not is_constant(inputs[1]):
+            made[0].producer().attributes["allowzero"] = ir.AttrInt64("allowzero", 1)  # type: ignore[union-attr]
+        for old, new in zip(node.outputs, made, strict=True):
             region.made[old] = new
             new.shape = self._shape(old, region)
 
     def _explicit(self, node: ir.Node, target: ir.Value | None) -> ir.Value | None:
-        """A Reshape's target without -1 beside a copied size: no token may be selected."""
-        sizes = None if target is None else constant(target)
-        if sizes is None or 0 not in sizes or -1 not in sizes:
-            return target
-        known = [d if n == -1 else int(n) for n, d in zip(sizes, dims(node.outputs[0]), strict=True)]
-        if not all(isinstance(n, int) for n in known):
-            decline(f"Reshape {node.name} has no known sizes where no token is selected")
-        return self.write.ints(*(n for n in known if isinstance(n, int)))
+        """A Reshape's target as sizes, none copied or inferred: no token may be selected."""
+        source, out = node.inputs[1], node.outputs[0]
+        sizes = constant(source)
+        if sizes is not None:
+            known = [d if n == -1 else int(n) for n, d in zip(sizes, dims(out), strict=True)]
+            if 0 not in sizes or -1 not in sizes:
+                return target
+            if all(isinstance(n, int) for n in known):
+                return self.write.ints(*(n for n in known if isinstance(n, int)))
+        if sizes is None and source is not None and source in self.values.sized:
+            try:
+                if (self.evaluator.at(source, 2, 3) > 0).all():
+                    return target
+            except FAILURES:
+                pass
+        parts = []
+        for dim in dims(out):
+            if isinstance(dim, int):
+                parts.append(self.write.ints(dim))
+            elif dim in (self.values.batch, self.values.sequence):
+                axis = 0 if dim == self.values.batch else 1
+                parts.append(
+                    self.write.op("Shape", self.select, start=axis, end=axis + 1, dtype=ir.DataType.INT64)
+                )
+            else:
+                decline(f"Reshape {node.name} has no known sizes where no token is selected")
+        return self.write.op("Concat", *parts, axis=0)
 
     def _shape(self, value: ir.Value, region: _Region) -> ir.Shape | None:
         if value.shape is None:
@@ -289,8 +323,17 @@ class _Build:
             return self._in(value, region)
         where = self.axes.rows.get((node, index))
         if where is not None:
-            return region.rows(value, where.token, where.batch)
+            return self._rows(value, where, region)
         return self._plain(value, region)
+
+    def _rows(self, value: ir.Value, where: Axes, region: _Region) -> ir.Value:
+        """The rows of a sized operand, checked by evaluation."""
+        written = region.rows(value, where.token, where.batch)
+        if (written, value) not in self.checked:
+            positions = self.positions() if region is self.body else self.selected_positions()
+            Probe(positions, self.total()).check(value, written, self.evaluator, self.limit)
+            self.checked.add((written, value))
+        return written
 
     def _plain(self, value: ir.Value, region: _Region) -> ir.Value:
         """A size: what it is for the tokens of the region."""
@@ -379,8 +422,8 @@ class _Build:
             return Mask(), None
         if (value, causal) not in self.masks:
             rows = cache(lambda v: self.body.rows(v, -2, -4))
-            judge = Judge(self.evaluator, self.positions(), self.total(), self.limit)
-            mask = judge.judge(value, rows, causal)
+            probe = Probe(self.positions(), self.total())
+            mask = Judge(self.evaluator, probe, self.limit).judge(value, rows, causal)
             written = None if mask.bias is None else self._bias(rows(mask.bias), mask.bias, node)
             self.masks[value, causal] = mask, written
         return self.masks[value, causal]

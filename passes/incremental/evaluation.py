@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,9 @@ from .values import Values
 
 FAILURES = (CompileError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AssertionError)
 """What reference evaluation raises: no reference semantics, or numpy's objections."""
+
+LARGEST = 1 << 18
+"""Longest sequence at which rows are evaluated: covers windows up to half of it."""
 
 _MOST_NODES = 1000
 
@@ -203,7 +207,62 @@ def equal(a: Array, b: Array) -> bool:
     return bool(np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=1e-5, atol=1e-6, equal_nan=True))
 
 
-def small_sizes(limit: int | None, extra: Iterable[int] = ()) -> list[int]:
-    """Sequence lengths to evaluate at, none above ``limit``."""
-    found = {1, 2, 3, 5, 8, *extra}
-    return sorted(n for n in found if n >= 1 and (limit is None or n <= limit))
+SMALL = (1, 2, 3, 5, 8, 13)
+
+
+def small_sizes(limit: int | None) -> list[int]:
+    """Sequence lengths at which everything is evaluated, none above ``limit``."""
+    return [n for n in SMALL if limit is None or n <= limit]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Evaluates what the decode graph computes from ``positions`` (int64[1, n]) and ``total`` (int64[1])."""
+
+    positions: ir.Value
+    total: ir.Value
+
+    def cut(self, written: ir.Value) -> Cut:
+        """The nodes behind ``written``. Raises: NoMatch if it needs more than the two."""
+        assert written.graph is not None
+        leaves = {self.positions, self.total}
+        return Cut([written], leaves.__contains__, written.graph.opset_imports)
+
+    def run(self, cut: Cut, places: Array, total: int) -> Array | None:
+        """The result at ``places`` of one row; None where the model itself can't be that long."""
+        feeds = {self.positions: places[None].astype(np.int64), self.total: np.array([total], np.int64)}
+        try:
+            return cut.run({leaf: feeds[leaf] for leaf in cut.leaves})[0]
+        except FAILURES:
+            return None
+
+    def check(self, value: ir.Value, written: ir.Value, evaluator: SizedEvaluator, limit: int | None) -> None:
+        """Require that ``written`` has the rows of ``value``, and the same however long the sequence is.
+
+        Raises: NoMatch.
+        """
+        cut = self.cut(written)
+        for size in small_sizes(limit):
+            try:
+                whole, twice = (evaluator.at(value, batch, size) for batch in (1, 2))
+            except FAILURES as error:
+                decline(f"{value.name} can't be evaluated at length {size} ({type(error).__name__})")
+            if not equal(whole, twice):
+                decline(f"{value.name} differs between the rows of a batch")
+            if not self._agrees(cut, np.arange(size), size, whole):
+                decline(f"{value.name} can't be cut to the rows of new tokens")
+            if self._differs(cut, np.arange(size), size, size + 3, limit):
+                decline(f"{value.name} depends on how long the sequence becomes")
+        for number in sorted(cut.integers()):
+            if number > 1 and self._differs(cut, np.array([0, number - 1]), number, 2 * number + 3, limit):
+                decline(f"{value.name} depends on how long the sequence becomes, from {number} tokens on")
+
+    def _agrees(self, cut: Cut, places: Array, total: int, wanted: Array) -> bool:
+        found = self.run(cut, places, total)
+        return found is not None and equal(found, wanted)
+
+    def _differs(self, cut: Cut, places: Array, total: int, longer: int, limit: int | None) -> bool:
+        if self.total not in cut.leaves or (limit is not None and longer > limit) or longer > LARGEST:
+            return False
+        short, long = (self.run(cut, places, size) for size in (total, longer))
+        return short is not None and long is not None and not equal(short, long)

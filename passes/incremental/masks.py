@@ -11,14 +11,10 @@ import onnx_ir as ir
 
 from ...compiler.reference import Array
 from ..base import NoMatch, decline
-from .evaluation import FAILURES, Cut, SizedEvaluator, equal
+from .evaluation import FAILURES, LARGEST, SMALL, Cut, Probe, SizedEvaluator, equal, small_sizes
 
 LOWEST = -1e4
 """Exporters fill masked scores with this or less: after Softmax nothing is left of them."""
-SMALL = (1, 2, 3, 5, 8, 13)
-LARGEST = 1 << 18
-"""Longest sequence at which rows are evaluated: covers windows up to half of it."""
-
 
 Sample: TypeAlias = "tuple[Array, int, Array]"
 """Positions of queries, number of keys, and the mask between them."""
@@ -33,28 +29,24 @@ class Mask:
 
 
 class Judge:
-    """Judges masks of square attention: ``evaluator`` gives them whole, ``rows`` writes their rows."""
+    """Judges masks of square attention: ``probe`` evaluates their rows, ``limit`` is the longest sequence."""
 
-    __slots__ = ("evaluator", "limit", "positions", "total")
+    __slots__ = ("evaluator", "limit", "probe")
 
-    def __init__(
-        self, evaluator: SizedEvaluator, positions: ir.Value, total: ir.Value, limit: int | None
-    ) -> None:
-        self.evaluator, self.positions, self.total, self.limit = evaluator, positions, total, limit
+    def __init__(self, evaluator: SizedEvaluator, probe: Probe, limit: int | None) -> None:
+        self.evaluator, self.probe, self.limit = evaluator, probe, limit
 
     def judge(self, mask: ir.Value, rows: Callable[[ir.Value], ir.Value], causal: bool) -> Mask:
         """What ``mask`` does; ``rows`` writes a value's; ``causal``: the attention is causal besides.
 
         Raises: NoMatch if a query sees what comes after it, or if the mask can't be evaluated.
         """
-        cut = self.cut(rows(mask))
+        cut = self.probe.cut(rows(mask))
         samples = [
-            (np.arange(size), size, self._checked(mask, cut, size))
-            for size in SMALL
-            if self.limit is None or size <= self.limit
+            (np.arange(size), size, self._checked(mask, cut, size)) for size in small_sizes(self.limit)
         ]
         for size, places in self._large(cut):
-            found = self.run(cut, places, size)
+            found = self.probe.run(cut, places, size)
             if found is not None:
                 samples.append((places, size, found))
         window = _window(samples, causal)
@@ -77,7 +69,7 @@ class Judge:
             if part is None or part.dtype != mask.dtype or part not in self.evaluator.values.sized:
                 continue
             try:
-                cut = self.cut(rows(part))
+                cut = self.probe.cut(rows(part))
             except NoMatch:
                 continue
             if all(self._same(cut, sample, window) for sample in samples):
@@ -86,7 +78,7 @@ class Judge:
 
     def _same(self, part: Cut, sample: Sample, window: int) -> bool:
         places, total, mask = sample
-        found = self.run(part, places, total)
+        found = self.probe.run(part, places, total)
         if found is None:
             return False
         seen = _seen(places, total, window)
@@ -96,20 +88,6 @@ class Judge:
             return False
         return equal(a[..., seen], b[..., seen])
 
-    def cut(self, written: ir.Value) -> Cut:
-        """The nodes behind rows, from the positions on."""
-        leaves = {self.positions, self.total}
-        assert written.graph is not None
-        return Cut([written], leaves.__contains__, written.graph.opset_imports)
-
-    def run(self, rows: Cut, places: Array, total: int) -> Array | None:
-        """The rows of a batch of one at ``places``; None where the model itself can't be that long."""
-        feeds = {self.positions: places[None].astype(np.int64), self.total: np.array([total], np.int64)}
-        try:
-            return rows.run({leaf: feeds[leaf] for leaf in rows.leaves})[0]
-        except FAILURES:
-            return None
-
     def _checked(self, mask: ir.Value, rows: Cut, size: int) -> Array:
         try:
             whole, twice = (self.evaluator.at(mask, batch, size) for batch in (1, 2))
@@ -117,7 +95,7 @@ class Judge:
             decline(f"the mask can't be evaluated at length {size} ({type(error).__name__})")
         if not equal(whole, twice):
             decline("the mask differs between the rows of a batch")
-        found = self.run(rows, np.arange(size), size)
+        found = self.probe.run(rows, np.arange(size), size)
         if found is None or not equal(whole, found):
             decline(f"the rows of the mask are not what they are in the whole sequence of {size}")
         return found

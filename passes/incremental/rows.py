@@ -81,15 +81,17 @@ class Rows:
 
     The gather of rows is pushed through the operators that compute a value, down to the Range whose rows are
     the positions themselves, so that a call costs as much as its new tokens; where that fails, the value is
-    computed for all ``total`` tokens and gathered from.
+    computed for all ``total`` tokens and gathered from. ``tables``: indices that rows were gathered by, and
+    how many the table has.
     """
 
-    __slots__ = ("_leaves", "_made", "positions", "whole", "write")
+    __slots__ = ("_leaves", "_made", "positions", "tables", "whole", "write")
 
     def __init__(self, whole: Whole, positions: Callable[[], ir.Value]) -> None:
         self.whole, self.write, self.positions = whole, whole.writer, positions
         self._made: dict[tuple[ir.Value, int, int], ir.Value] = {}
         self._leaves: dict[tuple[int, int], ir.Value] = {}
+        self.tables: dict[ir.Value, int] = {}
 
     def __call__(self, value: ir.Value, token: int, batch: int) -> ir.Value:
         """``value`` with its rows along axis ``token`` and the batch at axis ``batch``, from the end.
@@ -353,8 +355,9 @@ def _gather(rows: Rows, node: ir.Node, token: int, batch: int) -> ir.Value:
     if -token - after < 1 or rows.rank(data) + axis:
         decline("it gathers along a later axis")
     picked = rows(indices, token + after, batch + after)
-    table = rows.write.static(data)
-    last = rows.write.const(np.asarray(_length(data, axis) - 1, np.int64), "last")
+    table, length = rows.write.static(data), _length(data, axis)
+    rows.tables[picked] = length
+    last = rows.write.const(np.asarray(length - 1, np.int64), "last")  # filler may lie beyond the table
     safe = rows.write.op("Min", _cast(rows.write, picked, ir.DataType.INT64), last)
     return rows.copy(node, table, safe)
 
