@@ -17,7 +17,8 @@ def embed(
 ) -> Array:
     """float32[texts, width]; texts longer than the task's length are cut.
 
-    ``prompt``: name of a text that the model wants in front (``query``); None takes the model's default.
+    ``prompt``: name of a text that the model wants in front (``query``); None takes the model's
+    default, an empty one nothing.
     Raises: InputError for anything but a list of texts, and for an unknown prompt; UnsupportedError if the
     model makes no sentence embeddings.
     """

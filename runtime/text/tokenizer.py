@@ -76,7 +76,7 @@ class Tokenizer:
 
     def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
         """Ids and token types (0 and 1) of two texts as one sequence, special tokens included."""
-        encoded = _checked(lambda: self.backend.encode(first, second), [first, second])
+        encoded = _checked(lambda: self.backend.encode(first, second or None), [first, second])
         return self._within(encoded.ids), encoded.type_ids
 
     def encodings(self, texts: Sequence[str | tuple[str, str]], length: int) -> list[Any]:
@@ -90,7 +90,8 @@ class Tokenizer:
         made = []
         for text in texts:
             one = next(encoded)
-            other = next(encoded) if isinstance(text, tuple) else None
+            second = next(encoded) if isinstance(text, tuple) else None
+            other = second if text[1:] != ("",) else None  # transformers takes (text, "") for a single text
             room = max(0, length - self.backend.num_special_tokens_to_add(is_pair=other is not None))
             for part, most in zip((one, other), _longest_first(one, other, room), strict=True):
                 if part is not None and len(part.ids) > most:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 from miaotui.compiler.errors import InputError, ModelError
+from miaotui.frontends.gguf.header import read_header
+from miaotui.frontends.gguf.tokenizer import tokenizer_assets as gguf_assets
 from miaotui.frontends.huggingface.tokenizer import tokenizer_assets
 from miaotui.runtime.text import Tokenizer
 from support.hard_text import hard_lines
 from support.models import minilm_folder, smollm2_gguf
 from support.small_tokenizers import FAMILIES, save
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 LINES = hard_lines()
@@ -80,9 +83,19 @@ def test_truncation_and_padding_stored_in_the_file_are_not_applied():
 @pytest.mark.slow
 def test_ids_of_smollm2_equal_transformers(tmp_path):
     path = smollm2_gguf()
+    for name, data in gguf_assets(read_header(path), "llama", 49152).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    ours = Tokenizer.open(tmp_path)
     theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    (tmp_path / "tokenizer.json").write_text(theirs.backend_tokenizer.to_str(), "utf-8")
-    equal_ids(Tokenizer.open(tmp_path), theirs)
+    undivided = [line for line in LINES if not any(character.isnumeric() for character in line)]
+    assert len(undivided) > 6000
+    assert ours.encode_batch(undivided) == theirs(undivided)["input_ids"]
+    # The file says "smollm", which cuts digits apart; transformers' reader of GGUF leaves that out.
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    split = pre_tokenizers.Sequence([digits, theirs.backend_tokenizer.pre_tokenizer])
+    theirs.backend_tokenizer.pre_tokenizer = split
+    equal_ids(ours, theirs)
 
 
 def test_vocabulary_files_become_a_tokenizer(tmp_path):
