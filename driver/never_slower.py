@@ -18,8 +18,8 @@ NOISE = 0.98
 
 TRIAL = 1.5
 """Most seconds spent on timing one pass; a clear case takes six rounds."""
-WRITTEN = 4
-"""Tokens written after the prompt when a pass is timed in a language model."""
+PROMPT, WRITTEN = 32, 4
+"""Tokens of the prompt, and tokens written after it, when a pass is timed in a language model."""
 
 TOGETHER = 256 << 20
 """Bytes of weights up to which both sessions are in memory at once; each session may hold a packed copy."""
@@ -45,13 +45,16 @@ def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None) ->
     """How much faster ``built`` is than ``rival``, as soon as it is clear on which side of ``NOISE``.
 
     Worker threads rest between runs, so neither waits for the other's to stop spinning. Programs with state
-    read the prompt and write ``WRITTEN`` tokens.
+    read ``PROMPT`` tokens and write ``WRITTEN``.
     """
 
     def is_clear(timings: Timings) -> bool:
         gain = timings.speedup(built.name, rival.name)
         return gain.low > NOISE or gain.high < NOISE
 
+    if built.decoding is not None:
+        tokens = built.decoding.tokens
+        inputs = {**inputs, tokens: inputs[tokens][:, :PROMPT]}
     result = bench(
         [_candidate(b, threads, resting=True, written=WRITTEN) for b in (built, rival)],
         inputs,
