@@ -25,10 +25,15 @@ _NAMED = {
 _STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _LISTS = {"tokens": str, "merges": str, "scores": (int, float), "token_type": int}
 
-_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
-"""Pre-tokenizers that cut digits apart, then split as GPT-2 does."""
-_PLAIN = ("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "stablelm2", "roberta-bpe", "falcon")
-"""Pre-tokenizers that transformers reads as GPT-2's."""
+_LIKE_GPT2 = (
+    "default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "stablelm2", "roberta-bpe", "falcon", "smollm",
+    "starcoder", "refact", "command-r", "codeshell", "exaone",
+)  # fmt: skip
+"""Ways to split text that transformers reads as GPT-2's.
+
+The last six also cut digits apart; their vocabularies hold no merges over digits, so only digits of other
+scripts could come out otherwise.
+"""
 
 
 def tokenizer_assets(header: Header, architecture: str, vocabulary: int) -> dict[str, bytes]:
@@ -49,7 +54,7 @@ def tokenizer_assets(header: Header, architecture: str, vocabulary: int) -> dict
     if kind not in mapping.GGUF_TOKENIZER_TYPES:
         fix = f"give one of {', '.join(mapping.GGUF_TOKENIZER_TYPES)}, or the Hugging Face folder"
         raise UnsupportedError(place, f"kind {kind!r} has no translation", fix)
-    splits = (*mapping.GGUF_PRE_TOKENIZER_SPLITS, *_DIGITS, *_PLAIN)
+    splits = (*mapping.GGUF_PRE_TOKENIZER_SPLITS, *_LIKE_GPT2)
     if kind == "gpt2" and pre not in splits:
         fact = f"splits text as {pre!r}, which has no translation"
         raise UnsupportedError(place, fact, "give the Hugging Face folder")
@@ -60,8 +65,6 @@ def tokenizer_assets(header: Header, architecture: str, vocabulary: int) -> dict
     }
     try:
         backend, _ = mapping.convert_gguf_tokenizer(architecture, described)
-        if kind == "gpt2" and pre in _DIGITS:
-            _cut_digits(backend)
         made = transformers.PreTrainedTokenizerFast(
             tokenizer_object=backend, **_flags(header, kind), **{**dict.fromkeys(_NAMED), **named}
         )
@@ -126,14 +129,6 @@ def _flags(header: Header, kind: str | None) -> dict[str, bool]:
         if isinstance(value, bool):
             found[name] = value
     return found
-
-
-def _cut_digits(backend: Any) -> None:
-    from tokenizers import pre_tokenizers
-
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
 
 
 def _files(header: Header, made: Any, named: dict[str, str]) -> dict[str, bytes]:

@@ -78,7 +78,7 @@ class Source:
         if dtype.bitwidth == 8:
             return ir.Tensor(self._gathered("data", np.dtype(dtype.numpy()), columns))
         packed = self._gathered("data", np.dtype(np.uint8), columns // 2, packed=True)
-        return ir.PackedTensor(packed, dtype, shape=ir.Shape([rows, columns]))
+        return ir.PackedTensor(packed.reshape(-1), dtype, shape=ir.Shape([rows, columns]))
 
     def _part(self, name: str) -> ir.TensorProtocol:
         return ir.Tensor(

@@ -25,7 +25,19 @@ def composite_translations() -> dict[Any, Callable[..., Any]]:
         aten.__and__.Tensor: lambda x, other: _logical("And", x, other),
         aten.__or__.Tensor: lambda x, other: _logical("Or", x, other),
         aten.diff.default: diff,
+        aten.cumsum.default: cumsum,
     }
+
+
+def cumsum(x: Any, dim: int, dtype: Any = None) -> Any:
+    """``aten.cumsum``, of flags and integers as int64."""
+    from onnxscript import ir
+    from onnxscript import opset23 as op
+
+    counts = x.dtype == ir.DataType.BOOL or x.dtype.is_integer()
+    x = _cast(x, dtype if dtype is not None else ir.DataType.INT64 if counts else x.dtype)
+    axis: Any = op.Constant(value_int=dim)
+    return op.CumSum(x, axis)
 
 
 def diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
@@ -70,26 +82,33 @@ def _logical(name: str, x: Any, other: Any) -> Any:
 
 @contextmanager
 def decomposition_where_needed() -> Iterator[None]:
-    """Let torch's exporter decompose a program only if an operator mutates or has no translation.
+    """Let torch's exporter decompose a program only if an operator mutates or has no translation, and
+    insert type promotion only if operands differ in dtype.
 
-    Decomposing traces the whole program again, which takes as long as exporting it. The exporter then edits
-    the program it is given.
+    Both trace the whole program again, which takes as long as exporting it. Without the first, the exporter
+    edits the program it is given.
     """
     from torch.onnx._internal.exporter import _fx_passes
 
-    original = _fx_passes.decompose_with_registry
+    decompose, promote = _fx_passes.decompose_with_registry, _fx_passes.insert_type_promotion_nodes
 
-    def decompose(program: Any, registry: Any) -> Any:
+    def decompose_if_needed(program: Any, registry: Any) -> Any:
         if not _translatable(program, registry):
-            return original(program, registry)
+            return decompose(program, registry)
         _drop_conversions(program)
         return program
 
-    _fx_passes.decompose_with_registry = decompose
+    def promote_if_needed(module: Any) -> None:
+        if _promotes(module):
+            promote(module)
+
+    _fx_passes.decompose_with_registry = decompose_if_needed
+    _fx_passes.insert_type_promotion_nodes = promote_if_needed
     try:
         yield
     finally:
-        _fx_passes.decompose_with_registry = original
+        _fx_passes.decompose_with_registry = decompose
+        _fx_passes.insert_type_promotion_nodes = promote
 
 
 def _translatable(program: Any, registry: Any) -> bool:
@@ -108,6 +127,40 @@ def _translatable(program: Any, registry: Any) -> bool:
             if operator._schema.is_mutable or not known:
                 return False
     return True
+
+
+def _promotes(graph_module: Any) -> bool:
+    """Whether torch's rules convert an operand of any node, other than a number beside floats."""
+    import torch
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    table, own = type_promotion.TypePromotionTable(), composite_translations().keys()
+    for module in graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            rule = type_promotion.get_type_promotion_rule(node, table)
+            if node.op != "call_function" or rule is None or node.target in own:
+                continue
+            args = torch.fx.map_arg(node.args, lambda other: other.meta["val"])
+            kwargs = torch.fx.map_arg(node.kwargs, lambda other: other.meta["val"])
+            wanted = rule.preview_type_promotion(args, kwargs)
+            pairs = [(args[i], dtype) for i, dtype in wanted.args_dtypes.items() if i < len(args)]
+            pairs += [(kwargs[k], dtype) for k, dtype in wanted.kwargs_dtypes.items() if k in kwargs]
+            if not all(_has(operand, dtype) for operand, dtype in pairs):
+                return True
+    return False
+
+
+def _has(operand: Any, dtype: Any) -> bool:
+    import torch
+
+    if isinstance(operand, torch.Tensor):
+        return bool(operand.dtype == dtype)
+    if isinstance(operand, tuple | list):
+        return all(_has(item, dtype) for item in operand)
+    if operand is None:
+        return True
+    integral = type(operand) is int and not dtype.is_complex and dtype != torch.bool
+    return integral or (type(operand) is float and bool(dtype.is_floating_point))
 
 
 def _drop_conversions(program: Any) -> None:
