@@ -6,6 +6,7 @@
     exe.run({"x": array})          # -> {"y": array}
     exe(*args, **kwargs)           # what the source model takes and returns
     exe.verify(); exe.bench(); exe.save("model.miaotui")
+    exe.generate("Once upon a time", max_tokens=64)   # language models; also exe.stream, exe.chat
     exe = miaotui.open("model.miaotui")
 """
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .driver.progress import Progress
     from .runtime.bench import BenchResult
     from .runtime.executable import Executable, Verification
+    from .runtime.generate import Conversation, Generation, GenerationOptions
 
 __version__ = "0.1.0"
 
@@ -42,7 +44,10 @@ __all__ = [
     "ArtifactError",
     "CompileError",
     "CompileOptions",
+    "Conversation",
     "Executable",
+    "Generation",
+    "GenerationOptions",
     "InputError",
     "InternalError",
     "MiaotuiError",
@@ -64,7 +69,10 @@ __all__ = [
 
 _LAZY = {
     "CompileOptions": "compiler.options",
+    "Conversation": "runtime.generate",
     "Executable": "runtime.executable",
+    "Generation": "runtime.generate",
+    "GenerationOptions": "runtime.generate",
     "Program": "compiler.program",
     "Target": "compiler.options",
 }

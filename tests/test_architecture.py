@@ -35,7 +35,8 @@ ROOMS: dict[str, set[str]] = {
 PUBLIC = {
     "ArtifactError", "CompileError", "InputError", "InternalError", "MiaotuiError", "ModelError",
     "OptionError", "PlacementError", "ToolError", "UnsupportedError", "VerificationError",
-    "CompileOptions", "Executable", "Program", "Target", "__version__",
+    "CompileOptions", "Conversation", "Executable", "Generation", "GenerationOptions", "Program", "Target",
+    "__version__",
     "bench", "compile", "load", "open", "verify",
 }  # fmt: skip
 

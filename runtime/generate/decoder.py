@@ -107,6 +107,24 @@ class Decoder:
         self._state.settle(row, side)
         self.lengths[row] = length + len(ids)
 
+    def prefill_together(self, prompts: Sequence[Sequence[int]]) -> None:
+        """``prefill`` of all rows in one run, all empty: short prompts share a read of the weights.
+
+        Behind the shorter ones stands what no query sees and later tokens write over.
+        """
+        lengths = np.array([len(ids) for ids in prompts], np.int64)
+        self._reserve(int(lengths.max()))
+        tokens = np.zeros((self.rows, lengths.max()), np.int64)
+        for row, ids in zip(tokens, prompts, strict=True):
+            row[: len(ids)] = ids
+        outputs, empty = (self._logits, self.tokens), np.zeros(self.rows, np.int64)
+        last = lengths[:, None] - 1
+        self._runner.run_bound(
+            self._bound(slice(0, self.rows), self._state.side, tokens, empty, last, outputs)
+        )
+        self._state.flip()
+        self.lengths[:] = lengths
+
     def step(self) -> None:
         """Append each row's token of ``tokens`` to it; logits and the greedy choices are there afterwards."""
         longest = self.lengths.item(0) if self.rows == 1 else int(self.lengths.max())

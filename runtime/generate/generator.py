@@ -23,7 +23,7 @@ from .row import Row
 from .stream import Stream, result_of
 from .support import decoding_of, is_in_place
 from .timings import Stopwatch
-from .writing import write
+from .writing import fits_together, write
 
 ROWS = 8
 """Prompts that are continued together: more of them share each read of the weights, and take more memory."""
@@ -152,6 +152,9 @@ class Generator:
         else:
             decoder = held or self.decoder(room, len(prompts))
         decoder.lengths[:] = 0
+        if fits_together([len(ids) for ids in starts], CHUNK):
+            decoder.prefill_together(starts)
+            return decoder
         for row, ids in enumerate(starts):
             decoder.prefill(row, ids)
         return decoder
