@@ -109,7 +109,7 @@ class Decoding:
     ``logits``: float[batch, selected, vocabulary]. ``next``: int64[batch, selected], their argmax.
     ``state``: the KV cache. ``context``: positions the model can hold, None if nothing bounds them.
     ``encoder``: an entry that is run once per source text; its outputs are inputs of the same name here,
-    and ``encoder_inputs`` are inputs that both take (a source mask).
+    and ``encoder_inputs`` are its inputs beside the tokens (a source mask), which the entry may take too.
     ``start``: the token a decoder of an encoder-decoder model begins with.
     """
 

@@ -102,7 +102,8 @@ class StepwiseRunner:
         if self._encode is None:
             return {}
         source = self._encode.run_arrays({spec.name: inputs[spec.name] for spec in self._encode.inputs})
-        return {**source, **{name: inputs[name] for name in roles.encoder_inputs}}
+        taken = {spec.name for spec in self._decode.inputs}
+        return {**source, **{name: inputs[name] for name in roles.encoder_inputs if name in taken}}
 
     def close(self) -> None:
         """Free the sessions."""

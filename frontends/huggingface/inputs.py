@@ -16,9 +16,9 @@ def default_inputs(model: Any) -> Arrays:
     """Example inputs by parameter name.
 
     Encoders take input_ids and attention_mask, int64[2, 8], and those that classify or read pairs of texts
-    token_type_ids; decoders input_ids alone; encoder-decoders
-    input_ids and decoder_input_ids; vision models pixel_values, float32[2, channels, size, size]; speech
-    models input_values or input_features.
+    token_type_ids; decoders input_ids alone; encoder-decoders input_ids, attention_mask and
+    decoder_input_ids; vision models pixel_values, float32[2, channels, size, size]; speech models
+    input_values or input_features.
     """
     config = model.config
     main = str(getattr(model, "main_input_name", "input_ids"))
@@ -32,7 +32,7 @@ def default_inputs(model: Any) -> Arrays:
         made[main] = _uniform(BATCH, bins, 2 * getattr(config, "max_source_positions", 1500))
     else:
         made[main] = _ids(config, LENGTH)
-        if _is_encoder(model):
+        if _is_encoder(model) or _translates(model):
             made["attention_mask"] = np.ones((BATCH, LENGTH), np.int64)
         if _takes_pairs(model):
             made["token_type_ids"] = np.repeat([[0, 1]], [LENGTH // 2, LENGTH - LENGTH // 2], 1).repeat(
@@ -41,6 +41,11 @@ def default_inputs(model: Any) -> Arrays:
     if getattr(config, "is_encoder_decoder", False):
         made["decoder_input_ids"] = _ids(config, TARGET)
     return made
+
+
+def _translates(model: Any) -> bool:
+    """Whether a decoder writes about a source text, of which texts of other lengths may be in the batch."""
+    return bool(getattr(model.config, "is_encoder_decoder", False)) and "attention_mask" in _parameters(model)
 
 
 def _is_encoder(model: Any) -> bool:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from ...compiler.dialect import MIAOTUI
-from ...compiler.ir.constants import constant, constant_tensor, is_constant
-from ...compiler.ir.rewrite import remove_dead
-from ...compiler.ir.shapes import infer_model_shapes
+from ...compiler.ir.constants import constant, is_constant
 from ...compiler.program import Decoding, Dim, DimRange, Program, StateTensor
 from ..base import decline
+from .encoder import Encoder, row_of_mask
 from .evaluation import FAILURES, Probe, SizedEvaluator
 from .masks import Judge, Mask
 from .rows import Rows, Whole
 from .token_axes import Axes, TokenAxes, dims, rank
-from .values import Values
+from .values import Values, logits_of
 from .writer import Writer
 
 BATCH, TOKENS, SELECTED, CAPACITY = "batch", "tokens", "selected", "capacity"
@@ -29,9 +30,9 @@ BATCH, TOKENS, SELECTED, CAPACITY = "batch", "tokens", "selected", "capacity"
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The entry, how it is driven, ranges of its dimensions, and what was found in a sentence."""
+    """The entries, how they are driven, ranges of its dimensions, and what was found in a sentence."""
 
-    model: ir.Model
+    entries: dict[str, ir.Model]
     decoding: Decoding
     dims: dict[str, DimRange]
     note: str
@@ -39,7 +40,8 @@ class Built:
 
 def build_decoder(program: Program, values: Values) -> Built:
     """The cached decoder of ``program``'s main entry. Raises: NoMatch with what stands against it."""
-    logits = _logits(values)
+    logits = logits_of(values.graph, values.tokens)
+    assert logits is not None
     needed = _behind(logits)
     axes = TokenAxes(values, [n for n in values.graph if n in needed])
     if not axes.attention:
@@ -48,32 +50,6 @@ def build_decoder(program: Program, values: Values) -> Built:
         decline(f"{logits.name} is not [batch, sequence, vocabulary]")
     build = _Build(program, values, axes, logits, needed)
     return build.run()
-
-
-def _logits(values: Values) -> ir.Value:
-    """The output with a number for every row of the table that the ids index."""
-    sizes = {size for v in _tables(values) if isinstance(size := dims(v)[0], int)}
-    found = [
-        v
-        for v in values.graph.outputs
-        if v in values.data and v.shape is not None and len(v.shape) == 3 and dims(v)[-1] in sizes
-    ]
-    if not found:
-        decline(f"no output has logits of the vocabulary ({', '.join(map(str, sorted(sizes)))})")
-    return next((v for v in found if v.name == "logits"), found[0])
-
-
-def _tables(values: Values) -> list[ir.Value]:
-    """Tables that are indexed by the ids themselves."""
-    found, pending = [], [values.tokens]
-    while pending:
-        for usage in pending.pop().uses():
-            node = usage.node
-            if node.op_type == "Gather" and usage.idx == 1 and node.inputs[0] is not None:
-                found.append(node.inputs[0])
-            elif node.op_type in ("Cast", "Reshape", "Identity") and usage.idx == 0:
-                pending.append(node.outputs[0])
-    return found
 
 
 def _behind(value: ir.Value) -> set[ir.Node]:
@@ -109,7 +85,7 @@ class _Build:
         write.reserve("logits", "next", *(f"{t}_{k}_{i}" for t in ("past", "present")
                                           for k in ("key", "value") for i in range(count)))  # fmt: skip
         self.batch_size = batch = BATCH if values.batch is None else values.batch
-        self.ids = write.input("input_ids", ir.DataType.INT64, [batch, TOKENS])
+        self.ids = write.input(str(values.tokens.name), ir.DataType.INT64, [batch, TOKENS])
         self.lengths = write.input("past_lengths", ir.DataType.INT64, [batch])
         self.select = write.input("select", ir.DataType.INT64, [batch, SELECTED])
         self._lazy: dict[str, ir.Value] = {}
@@ -123,6 +99,8 @@ class _Build:
         self.masks: dict[tuple[ir.Value, bool], tuple[Mask, ir.Value | None]] = {}
         self.checked: set[tuple[ir.Value, ir.Value]] = set()
         self.limit = self._limit()
+        self.encoder = Encoder(values) if values.sources else None
+        self.cross_masks: dict[ir.Value, ir.Value | None] = {}
         self.state: list[StateTensor] = []
         self.presents: list[tuple[ir.Value, str]] = []
 
@@ -147,18 +125,23 @@ class _Build:
         for value, name in self.presents:
             write.output(value, name)
         context = self._context()
-        remove_dead([n for n in write.graph if not any(o.uses() or o.is_graph_output() for o in n.outputs)])
-        _drop_unused(write.graph)
-        # cloned, as a graph only knows the names of initializers it was made with when it makes up names
-        model = ir.Model(write.graph, ir_version=self.program.main.ir_version).clone()
-        model.opset_imports.setdefault(MIAOTUI, 1)
-        infer_model_shapes(model)
+        write.graph.opset_imports.setdefault(MIAOTUI, 1)
+        model = write.model(self.program.main.ir_version)
         vocabulary = dims(self.logits)[-1]
         assert isinstance(vocabulary, int)
-        decoding = Decoding(vocabulary, tuple(self.state), context=context)
+        decoding = Decoding(
+            vocabulary, tuple(self.state), context=context, tokens=str(self.values.tokens.name)
+        )
+        entries = {"decode": model}
+        if self.encoder is not None:
+            entries["encode"] = self.encoder.model(self.program.main.ir_version)
+            masks = tuple(str(v.name) for v in self.values.sources if "mask" in str(v.name))
+            decoding = replace(
+                decoding, encoder="encode", encoder_inputs=masks, start=_start(self.program.assets)
+            )
         ranges = {TOKENS: DimRange(1, context), SELECTED: DimRange(0, context)}
         ranges |= {CAPACITY: DimRange(1, None)}
-        return Built(model, decoding, ranges, self._note())
+        return Built(entries, decoding, ranges, self._note())
 
     def _context(self) -> int | None:
         """Positions the model can hold: what its position tables have, and what the source says."""
@@ -268,6 +251,9 @@ class _Build:
     def _node(self, node: ir.Node, region: _Region) -> None:
         if node in self.axes.attention:
             self._attention(node)
+            return
+        if node in self.axes.cross:
+            self._cross(node, region)
             return
         inputs = [self._operand(node, index, region) for index in range(len(node.inputs))]
         if node.op_type == "Reshape" and region is self.tail:
@@ -397,6 +383,43 @@ class _Build:
             self.presents.append((present, name))
             self.state.append(StateTensor(f"past_{kind}_{number}", name))
 
+    def _cross(self, node: ir.Node, region: _Region) -> None:
+        """Attention to the source: keys and values come from the encoder's entry."""
+        assert self.encoder is not None
+        number = self.axes.cross.index(node)
+        inputs: list[ir.Value | None] = [self._operand(node, 0, region)]
+        for kind, value in zip(("key", "value"), node.inputs[1:3], strict=True):
+            assert value is not None
+            inputs.append(self._from_encoder(f"cross_{kind}_{number}", value, self.encoder.copy(value)))
+        mask = node.inputs[3] if len(node.inputs) > 3 else None
+        if mask is not None:
+            if mask not in self.cross_masks:
+                self.cross_masks[mask] = self._cross_mask(mask)
+            one_row = self.cross_masks[mask]
+            if one_row is not None:
+                write = self.write
+                shape = write.op("Shape", inputs[0], start=2, end=3, dtype=ir.DataType.INT64)
+                target = write.op("Concat", write.ints(1, 1), shape, write.ints(1), axis=0)
+                inputs.append(write.op("Expand", one_row, target))
+        output = self.write.copy(node, inputs)[0]
+        output.shape = self._shape(node.outputs[0], region)
+        region.made[node.outputs[0]] = output
+
+    def _cross_mask(self, mask: ir.Value) -> ir.Value | None:
+        """The mask's only row, from the encoder; None if nothing is masked. Raises: NoMatch."""
+        assert self.encoder is not None
+        if not row_of_mask(mask, self.evaluator):
+            return None
+        number = sum(v is not None for v in self.cross_masks.values())
+        return self._from_encoder(f"cross_mask_{number}", mask, self.encoder.row(mask))
+
+    def _from_encoder(self, name: str, source: ir.Value, made: ir.Value) -> ir.Value:
+        """An input that is an output of the encoder's entry, of the same name."""
+        assert self.encoder is not None and made.dtype is not None
+        shape = [1 if d == self.values.sequence else d for d in dims(source)]
+        self.encoder.output(made, name)
+        return self.write.input(name, made.dtype, shape)
+
     def _heads(self, node: ir.Node, index: int) -> ir.Value:
         """An operand of attention as [batch, heads, tokens, size]."""
         value = node.inputs[index]
@@ -443,6 +466,20 @@ class _Build:
         return write.op("Expand", written, target)
 
 
+def _start(assets: Mapping[str, Path | bytes]) -> int | None:
+    """The token a decoder begins with, where the source's generation settings say so."""
+    found = assets.get("generation_config.json")
+    if found is None:
+        return None
+    try:
+        start = json.loads(found if isinstance(found, bytes) else found.read_bytes())[
+            "decoder_start_token_id"
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return start if isinstance(start, int) else None
+
+
 def _sorted_factors(dim: Dim) -> Dim:
     """A product of sizes as inference writes it."""
     parts = dim.split("*") if isinstance(dim, str) else []
@@ -466,9 +503,3 @@ def dims_of(value: ir.Value, node: ir.Node) -> list[int]:
     if len(shape) != 4 or not shape[1] or not shape[3]:
         decline(f"Attention {node.name} has no known number of heads or head size")
     return shape
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output() and constant_tensor(value) is not None:
-            del graph.initializers[name]

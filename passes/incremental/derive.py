@@ -35,7 +35,7 @@ class DeriveCache(Pass):
         except NoMatch as left:
             notes = (Note(graph.name or "main", left.reason),) if left.reason else ()
             return PassResult(declined=notes)
-        program.entries["decode"] = built.model
+        program.entries |= built.entries
         program.decoding = built.decoding
         program.dims = {**built.dims, **program.dims}
         import_domains(program)

@@ -99,7 +99,8 @@ class Cut:
             opset_imports=self.opset,
             name="cut",
         )
-        found = evaluate(ir.Model(graph, ir_version=10), arrays)
+        with np.errstate(all="ignore"):  # a branch that Where does not take may divide by zero
+            found = evaluate(ir.Model(graph, ir_version=10), arrays)
         return [found[f"result_{index}"] for index in range(len(ends))]
 
     def integers(self) -> set[int]:
@@ -119,12 +120,15 @@ class Cut:
 
 
 class SizedEvaluator:
-    """Evaluates values of the whole-sequence graph that depend on batch and sequence length alone."""
+    """Evaluates values of the whole-sequence graph that depend on batch and sequence length alone.
 
-    __slots__ = ("_cuts", "_known", "values")
+    Inputs of an encoder are random zeros and ones of ``source`` places.
+    """
+
+    __slots__ = ("_cuts", "_known", "source", "values")
 
     def __init__(self, values: Values) -> None:
-        self.values = values
+        self.values, self.source = values, 5
         self._cuts: dict[ir.Value, Cut] = {}
         self._known: dict[tuple[ir.Value, int, int], Array] = {}
 
@@ -155,7 +159,7 @@ class SizedEvaluator:
 
     def _is_leaf(self, value: ir.Value) -> bool:
         node = value.producer()
-        if value in self.values.substituted:
+        if value in self.values.substituted or value in self.values.sources:
             return True
         if node is None or node.op_type != "Shape" or node.domain != "":
             return False
@@ -165,10 +169,21 @@ class SizedEvaluator:
         node, values = value.producer(), self.values
         if node is None:
             assert value.dtype is not None
+            if value in values.sources:
+                return self._source(value, batch)
             whole = (batch, sequence)
             array = np.ones(whole) if value in values.masks else np.broadcast_to(np.arange(sequence), whole)
             return array.astype(value.dtype.numpy())
-        return np.array([size_of(d, values, batch, sequence) for d in shape_dims(node)], np.int64)
+        sizes = [size_of(d, values, batch, sequence, self.source) for d in shape_dims(node)]
+        return np.array(sizes, np.int64)
+
+    def _source(self, value: ir.Value, batch: int) -> Array:
+        """Zeros and ones, the first place of every row a one."""
+        assert value.dtype is not None and value.shape is not None
+        sizes = [batch, *(d if isinstance(d, int) else self.source for d in value.shape[1:])]
+        array = np.random.default_rng(0).integers(0, 2, sizes)
+        array[:, :1] = 1
+        return array.astype(value.dtype.numpy())
 
 
 def shape_dims(node: ir.Node) -> Sequence[int | ir.SymbolicDim]:
@@ -180,7 +195,7 @@ def shape_dims(node: ir.Node) -> Sequence[int | ir.SymbolicDim]:
     return list(x.shape)[start : None if end is None else end.as_int()]
 
 
-def size_of(dim: int | ir.SymbolicDim, values: Values, batch: int, sequence: int) -> int:
+def size_of(dim: int | ir.SymbolicDim, values: Values, batch: int, sequence: int, source: int) -> int:
     """A dimension as a number; products of sizes and symbols are understood. Raises: NoMatch."""
     result = 1
     name = dim_of(dim)
@@ -191,6 +206,8 @@ def size_of(dim: int | ir.SymbolicDim, values: Values, batch: int, sequence: int
             result *= sequence
         elif part is not None and part == values.batch:
             result *= batch
+        elif part is not None and part.isidentifier() and values.sources:
+            result *= source
         else:
             decline(f"the size {name} is neither batch nor sequence")
     return result

@@ -31,9 +31,10 @@ class TokenAxes:
     """``axes`` of every data value. ``rows``: (node, input) → where the tokens are in a sized operand.
 
     Operands of data nodes that are in neither ``axes`` nor ``rows`` are sizes or the same for all inputs.
+    ``attention``: nodes that look back along the tokens; ``cross``: those that look at an encoded source.
     """
 
-    __slots__ = ("attention", "axes", "rows", "values")
+    __slots__ = ("attention", "axes", "cross", "rows", "values")
 
     def __init__(self, values: Values, nodes: Iterable[ir.Node]) -> None:
         """Walk ``nodes``, in order. Raises: NoMatch naming a node that mixes positions."""
@@ -41,6 +42,7 @@ class TokenAxes:
         self.axes: dict[ir.Value, Axes] = {values.tokens: Axes(-2, -1)}
         self.rows: dict[tuple[ir.Node, int], Axes] = {}
         self.attention: list[ir.Node] = []
+        self.cross: list[ir.Node] = []
         for node in nodes:
             if not any(o in values.data for o in node.outputs):
                 continue
@@ -112,6 +114,7 @@ def _elementwise(walk: TokenAxes, node: ir.Node) -> Found:
         if value in walk.values.sized:
             walk.rows[node, index] = axes
             continue
+        walk.static(node, index)
         shape = dims(value)
         for axis in {axes.batch, axes.token}:
             if -axis <= len(shape) and shape[axis] != 1:
@@ -335,10 +338,17 @@ def _attention(walk: TokenAxes, node: ir.Node) -> Found:
         walk.fail(node, "has more outputs that are read")
     count = rank(node.outputs[0])
     expected = Axes(-count, -2)
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    if all(v in walk.values.encoded for v in node.inputs[1:3]):
+        if walk.of(node)[0] != expected or count != 4 or node.attributes.get_int("is_causal", 0) != 0:
+            walk.fail(node, "looks at the source in an unknown way")
+        if mask is not None and mask in walk.values.data:
+            walk.fail(node, f"has a mask that depends on the tokens, {mask.name}")
+        walk.cross.append(node)
+        return [expected]
     if any(walk.of(node, index)[0] != expected for index in range(3)):
         walk.fail(node, "has tokens on another axis than the sequence")
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    if mask is not None and mask in walk.values.data:
+    if mask is not None and mask not in walk.values.sized and not is_static(mask, walk.values):
         walk.fail(node, f"has a mask that depends on the tokens, {mask.name}")
     walk.attention.append(node)
     return [expected]

@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...compiler.ir.provenance import add_passes
+from ...compiler.ir.rewrite import remove_dead
+from ...compiler.ir.shapes import infer_model_shapes
 from ...compiler.program import Dim
 
 PASS = "derive-cache"
@@ -19,8 +21,8 @@ class Writer:
 
     __slots__ = ("_constants", "_interface", "_taken", "copies", "graph")
 
-    def __init__(self, source: ir.Graph) -> None:
-        self.graph = ir.Graph([], [], nodes=[], name="decode", opset_imports=dict(source.opset_imports))
+    def __init__(self, source: ir.Graph, name: str = "decode") -> None:
+        self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports=dict(source.opset_imports))
         self._taken = {str(v.name) for v in source.inputs} | {str(n) for n in source.initializers}
         self._taken |= {str(v.name) for node in source for v in node.outputs}
         self._taken |= {str(node.name) for node in source}
@@ -53,6 +55,17 @@ class Writer:
         """Make ``value`` the next graph output, called ``name``."""
         value.name = name
         self.graph.outputs.append(value)
+
+    def model(self, ir_version: int) -> ir.Model:
+        """The finished graph, without what nothing reads."""
+        remove_dead([n for n in self.graph if not any(o.uses() or o.is_graph_output() for o in n.outputs)])
+        for name, value in list(self.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[name]
+        # cloned, as a graph only knows the names of initializers it was made with when it makes up names
+        made = ir.Model(self.graph, ir_version=ir_version).clone()
+        infer_model_shapes(made)
+        return made
 
     def const(self, array: Any, name: str = "const") -> ir.Value:
         """An initializer; equal arrays are one."""
@@ -89,7 +102,7 @@ class Writer:
     ) -> Sequence[ir.Value]:
         """The outputs of a new node."""
         given = {k: v for k, v in attributes.items() if v is not None}
-        name = self.name(f"decode.{op_type}")
+        name = self.name(f"{self.graph.name}.{op_type}")
         node = ir.node(op_type, inputs, given, domain=domain, num_outputs=outputs, name=name)
         first = next((v for v in inputs if v is not None), None)
         for index, value in enumerate(node.outputs):
@@ -111,12 +124,12 @@ class Writer:
             node.attributes.values(),
             overload=node.overload,
             num_outputs=len(node.outputs),
-            name=str(node.name) if named else self.name(f"decode.{node.name}"),
+            name=str(node.name) if named else self.name(f"{self.graph.name}.{node.name}"),
             metadata_props=dict(node.metadata_props),
         )
         for old, new in zip(node.outputs, made.outputs, strict=True):
             free = named and old.name not in self._interface
-            new.name = old.name if free or not old.name else self.name(f"decode.{old.name}")
+            new.name = old.name if free or not old.name else self.name(f"{self.graph.name}.{old.name}")
             new.type = old.type
         add_passes(made, () if named else [PASS])
         self.graph.append(made)

@@ -19,7 +19,11 @@ from support.sessions import relative_error, run_program
 SIGNATURES = {
     "bert": ["input_ids: int64[batch, sequence]", "attention_mask: int64[batch, sequence]"],
     "gpt2": ["input_ids: int64[batch, sequence]"],
-    "t5": ["input_ids: int64[batch, sequence]", "decoder_input_ids: int64[batch, decoder_sequence]"],
+    "t5": [
+        "input_ids: int64[batch, sequence]",
+        "attention_mask: int64[batch, sequence]",
+        "decoder_input_ids: int64[batch, decoder_sequence]",
+    ],
     "vit": ["pixel_values: float32[batch, 3, 64, 64]"],
 }
 

@@ -267,7 +267,7 @@ def test_rotary_tables_cost_as_much_as_the_new_tokens() -> None:
 def test_the_interface_is_the_contract_s() -> None:
     program = derived(Net(extra=("attention_mask",), ids=INT32))
     assert [str(spec) for spec in program.inputs("decode")][:4] == [
-        "input_ids: int64[batch, tokens]",
+        "tokens: int64[batch, tokens]",
         "past_lengths: int64[batch]",
         "select: int64[batch, selected]",
         "past_key_0: float32[batch, 2, capacity, 8]",

@@ -76,6 +76,28 @@ DECODERS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 }  # fmt: skip
 """Architecture, configuration class and its options, by family."""
 
+START = 2
+_TRANSLATOR: Mapping[str, Any] = {
+    **_TOKENS, "vocab_size": VOCABULARY, "d_model": 64, "decoder_start_token_id": START, "use_cache": False,
+}  # fmt: skip
+_BART = {
+    **_TRANSLATOR, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96,
+    "max_position_embeddings": CONTEXT, "forced_eos_token_id": None,
+}  # fmt: skip
+_T5 = {**_TRANSLATOR, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+
+TRANSLATORS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "bart": ("BartForConditionalGeneration", "BartConfig", _BART),
+    "marian": ("MarianMTModel", "MarianConfig", {**_BART, "scale_embedding": True}),
+    "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
+    "t5-gated": (
+        "T5ForConditionalGeneration", "T5Config",
+        {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+}  # fmt: skip
+"""The same for encoder-decoders."""
+
 
 def build(architecture: str, config: str, options: Mapping[str, Any]) -> Any:
     """The model with random weights that keep activations near unit scale."""
@@ -87,6 +109,23 @@ def imported(model: Any) -> Program:
     """The model as the frontend gives it, called as it gives it."""
     made = import_module(model, CompileOptions(), dict(default_inputs(model)), framework="transformers")
     return made.program
+
+
+def translated(
+    model: Any, ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], count: int
+) -> list[list[int]]:
+    """The source's own greedy translation of masked sources."""
+    torch = importlib.import_module("torch")
+    settings = model.generation_config
+    settings.eos_token_id = settings.forced_eos_token_id = settings.bad_words_ids = None
+    settings.pad_token_id, settings.decoder_start_token_id, settings.num_beams = 0, START, 1
+    with torch.no_grad():
+        made = model.generate(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), do_sample=False,
+            max_new_tokens=count, min_new_tokens=count,
+        )  # fmt: skip
+    rows: list[list[int]] = made[:, 1:].tolist()
+    return rows
 
 
 def generated(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:

@@ -125,7 +125,7 @@ def _ids(
 
 def _t5_inputs(n: Mapping[str, int], random: np.random.Generator) -> Arrays:
     return {
-        "input_ids": random.integers(0, 300, (n["batch"], n["sequence"])),
+        **_ids(300, "input_ids", mask=True)(n, random),
         "decoder_input_ids": random.integers(0, 300, (n["batch"], n["decoder_sequence"])),
     }
 
