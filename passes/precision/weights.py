@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,12 +14,10 @@ from ...compiler.ir.quantized import emit_blocked
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Program
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline, skip
+from ..logits import is_logits
 from .blocks import Rounded, Rounding, rounded_weight
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
-
-_AFTER_HEAD = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Reshape", "Slice", "Tanh"})
-"""What may stand between the output layer and the logits."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def _uses(value: ir.Value, least: int) -> _Uses:
         decline("something else than a product or a look-up reads it")
     if "columns" in forms and len(forms) > 1:
         decline("it is read as it is and transposed")
-    return _Uses("columns" in forms, "table" in forms, any(map(_is_logits, products)))
+    return _Uses("columns" in forms, "table" in forms, any(map(is_logits, products)))
 
 
 def _form(node: ir.Node, index: int, products: list[ir.Value]) -> str:
@@ -139,16 +136,6 @@ def _form(node: ir.Node, index: int, products: list[ir.Value]) -> str:
             products += [n.outputs[0] for n, _ in read]
             return "rows"
     return "other"
-
-
-def _is_logits(value: ir.Value, hops: int = 6) -> bool:
-    """Whether ``value`` is a model output, up to a bias, a scale or a soft cap."""
-    if value.is_graph_output():
-        return True
-    readers: Iterable[ir.Node] = (usage.node for usage in value.uses())
-    return hops > 0 and any(
-        n.op_type in _AFTER_HEAD and n.domain == "" and _is_logits(n.outputs[0], hops - 1) for n in readers
-    )
 
 
 def _check(tensor: ir.TensorProtocol, uses: _Uses, rounding: Rounding) -> None:

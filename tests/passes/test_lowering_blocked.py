@@ -12,6 +12,7 @@ from miaotui.compiler.ir.builder import INT64, Builder
 from miaotui.compiler.ir.constants import constant_tensor
 from miaotui.compiler.ir.evaluate import evaluate
 from miaotui.compiler.ir.quantized import BlockedWeight, blocked_weight
+from miaotui.compiler.ir.rewrite import Rewriter
 from miaotui.compiler.options import Target
 from miaotui.compiler.program import Program
 from miaotui.compiler.weights import WeightStore
@@ -20,6 +21,7 @@ from miaotui.passes.cleanup import CLEANUP
 from miaotui.passes.fusion import FUSION
 from miaotui.passes.lowering.onnxruntime import LOWER_CPU
 from miaotui.passes.lowering.onnxruntime.blocked import UseBlockKernels
+from miaotui.passes.lowering.onnxruntime.gqa import UseGroupQueryAttention
 from miaotui.passes.raising import RAISING
 from support.decode_graphs import Layers, block_weights, ort_decode, quantized
 from support.rewriting import assert_same, ort_run, reasons, run_pass
@@ -184,3 +186,27 @@ def test_activations_that_several_products_read_are_summed_once() -> None:
     block_weights(program, lambda name, w: quantized(w, offset=True))
     run_pass(UseBlockKernels(), program)
     assert operators(program)["ReduceSum"] == 1
+
+
+def test_the_output_layer_takes_its_activations_in_two_parts() -> None:
+    layers = Layers(hidden=64, inner=96)
+    errors = []
+    for two in (False, True):
+        program = layers.program()
+        block_weights(program, lambda name, w: quantized(w, bits=8, signed=True))
+        feed = layers.feeds([3, 0], 4, selected=2)
+        wanted = evaluate(program.entries["decode"], feed)["logits"]
+        for node in tuple(program.entries["decode"].graph):
+            inner = node.op_type == "DequantizeLinear" and "embed" not in str(node.inputs[0].name)  # type: ignore[union-attr]
+            if inner:  # the output layer's rounding alone
+                weight = blocked_weight(node.outputs[0])
+                assert weight is not None
+                Rewriter(node).replace(node.outputs[0], Rewriter(node).const(weight.numpy(), "dense"))
+        for step in (UseBlockKernels(two_parts=two), UseGroupQueryAttention()):
+            step.run(program, PassContext())
+        assert operators(program, "decode")["MatMulNBits"] == 1
+        errors.append(np.abs(ort_decode(program, feed)["logits"] - wanted).max())
+        none = layers.feeds([3, 0], 4, selected=0)
+        assert ort_decode(program, none)["logits"].shape == (2, 0, layers.vocabulary)
+    assert errors[0] > 1e-3
+    assert errors[1] < errors[0] / 30

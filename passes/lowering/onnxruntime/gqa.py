@@ -17,7 +17,7 @@ from ....compiler.ir.rewrite import Rewriter
 from ....compiler.program import Program, dim_of
 from ....compiler.reference import Array
 from ...base import NoMatch, Note, Pass, PassContext, PassResult, decline, import_domains
-from .heads import Flat, flat, heads_of, is_swap, merge_back, shape_constant
+from .heads import Flat, constant_like, flat, heads_of, is_swap, merge_back, shape_constant
 from .rotary_table import table_of
 
 DTYPES = (ir.DataType.FLOAT,)
@@ -107,7 +107,7 @@ def _rewrite(node: ir.Node, at: Rewriter, shared: _Shared) -> str:
     parts = _projections(at, [p for p in plans if p is not None], _scale(node, size), (heads, kv_heads, size))
     each, total, new = _lengths(at, query, parts[0], lengths, shared)
     softcap, window = node.attributes.get_float("softcap", 0.0), node.attributes.get_int("window", 0)
-    sink = shape_constant_like(at, f"sink_{heads}", np.full(heads, -np.inf), query)
+    sink = constant_like(at, f"sink_{heads}", np.full(heads, -np.inf), query)
     inputs = [*parts, past_key, past_value, each, total, *tables, None, _whole(at, bias, total), sink]
     results = at.ops(
         "GroupQueryAttention",
@@ -244,7 +244,7 @@ def _projections(
         factors = np.repeat([scale, 1.0, 1.0], widths)
     if scale != 1:
         name = f"scale_{size}" if whole is None else f"scale_{heads}_{kv_heads}_{size}"
-        scaled = at.op("Mul", query, shape_constant_like(at, name, factors, query))
+        scaled = at.op("Mul", query, constant_like(at, name, factors, query))
         scaled.type, scaled.shape = query.type, query.shape
         query = scaled
     return [query, None, None] if whole is not None else [query, key, value]
@@ -263,18 +263,6 @@ def _split_from(parts: Sequence[ir.Value], widths: Sequence[int]) -> ir.Value | 
     cut = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     equal = node.attributes.get_int("num_outputs", 0) == len(parts) and len(set(widths)) == 1
     return source if equal or (cut is not None and cut.tolist() == list(widths)) else None
-
-
-def shape_constant_like(at: Rewriter, name: str, array: Array, like: ir.Value) -> ir.Value:
-    """``array`` as an initializer of the dtype of ``like``; one of this name and contents per graph."""
-    assert like.dtype is not None and isinstance(at.graph, ir.Graph)
-    array = array.astype(like.dtype.numpy())
-    known = at.graph.initializers.get(name)
-    if known is not None and known.const_value is not None:
-        held = known.const_value.numpy()
-        if held.dtype == array.dtype and np.array_equal(held, array):
-            return known
-    return at.const(array, name)
 
 
 def _whole(at: Rewriter, bias: ir.Value | None, total: ir.Value) -> ir.Value | None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ....compiler.ir.constants import constant
 from ....compiler.ir.rewrite import Rewriter
+from ....compiler.reference import Array
 
 SWAP = (0, 2, 1, 3)
 """The permutation between [batch, heads, sequence, size] and [batch, sequence, heads, size]."""
@@ -117,6 +118,23 @@ def shape_constant(at: Rewriter, sizes: list[int]) -> ir.Value:
     if known is not None and known.const_value is not None and known.const_value.numpy().tolist() == sizes:
         return known
     return at.const(np.array(sizes, np.int64), name)
+
+
+def constant_like(at: Rewriter, name: str, array: Array, like: ir.Value) -> ir.Value:
+    """``array`` as an initializer of the dtype of ``like``; one of this name and contents per graph."""
+    assert like.dtype is not None and isinstance(at.graph, ir.Graph)
+    array = array.astype(like.dtype.numpy())
+    known = at.graph.initializers.get(name)
+    if known is not None and known.const_value is not None:
+        held = known.const_value.numpy()
+        if held.dtype == array.dtype and np.array_equal(held, array):
+            return known
+    return at.const(array, name)
+
+
+def number(at: Rewriter, name: str, value: float, like: ir.Value) -> ir.Value:
+    """A scalar of the dtype of ``like``, one of this name per graph."""
+    return constant_like(at, name, np.array(value), like)
 
 
 def _swap(at: Rewriter, value: ir.Value) -> ir.Value:
