@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, cast, overload
 
 from ..compiler.artifact import WEIGHTS, Artifact
 from ..compiler.draft import copy
@@ -24,7 +24,7 @@ from ..compiler.reference import Array, Arrays, Reference
 from .bench import BenchResult, Candidate, bench
 from .call import default_call, flatten, unflatten
 from .compare import Limit
-from .generate import Conversation, GenerationOptions, Generator, Stream
+from .generate import Conversation, Generation, GenerationOptions, Generator, Stream
 from .generate.bench import GenerationBench, bench_generation, workloads
 from .onnxruntime import OnnxRuntimeRunner
 from .samples import sample_inputs
@@ -125,6 +125,28 @@ class Executable:
             if key not in self._runners:
                 self._runners[key] = open_runner(self._artifact, name, entry=entry, threads=threads)
             return self._runners[key]
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        rows: int = 8,
+        variant: str | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: object,
+        *,
+        rows: int = 8,
+        variant: str | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> Any: ...
 
     def generate(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,20 @@ CHUNK = 512
 
 SHORTEST = 64
 """Tokens that buffers have room for at least."""
+
+_DRAFTS = 65
+"""Tokens up to which ``extend`` keeps its buffers: logits of more are not worth the memory."""
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What ``extend`` binds for one count of tokens, by side of the state."""
+
+    tokens: Array
+    select: Array
+    logits: Array
+    following: Array
+    bindings: dict[int, Any] = field(default_factory=dict)
 
 
 class Decoder:
@@ -57,7 +72,7 @@ class Decoder:
         self._turn = 0
         self._first = np.zeros((rows, 1), np.int64)
         self._bindings: dict[tuple[int, ...], Any] = {}
-        self._drafts: dict[int, tuple[Array, Array, Array, Array]] = {}
+        self._drafts: dict[int, _Draft] = {}
 
     @property
     def rows(self) -> int:
@@ -147,23 +162,26 @@ class Decoder:
 
         Both are views that the next call writes over. ``lengths`` stays: raise it by what is to be kept.
         """
-        count = len(ids)
-        self._reserve(int(self.lengths[0]) + count)
-        if count not in self._drafts:
-            spec = self._specs[self._roles.logits]
-            logits = aligned((1, count, self._roles.vocabulary), spec)
-            select = np.arange(count)[None]
-            self._drafts[count] = np.zeros((1, count), np.int64), select, logits, np.zeros_like(select)
-        tokens, select, logits, following = self._drafts[count]
-        tokens[0] = ids
-        key = (count, self._state.side, -1)
-        if key not in self._bindings:
-            self._bindings[key] = self._bound(
-                slice(0, 1), self._state.side, tokens, self.lengths, select, (logits, following)
+        self._reserve(int(self.lengths[0]) + len(ids))
+        draft = self._drafts.get(len(ids)) or self._draft(len(ids))
+        draft.tokens[0] = ids
+        binding = draft.bindings.get(self._state.side)
+        if binding is None:
+            outputs = draft.logits, draft.following
+            binding = draft.bindings[self._state.side] = self._bound(
+                slice(0, 1), self._state.side, draft.tokens, self.lengths, draft.select, outputs
             )
-        self._runner.run_bound(self._bindings[key])
+        self._runner.run_bound(binding)
         self._state.flip()
-        return logits[0], following[0]
+        return draft.logits[0], draft.following[0]
+
+    def _draft(self, count: int) -> _Draft:
+        logits = aligned((1, count, self._roles.vocabulary), self._specs[self._roles.logits])
+        select = np.arange(count)[None]
+        draft = _Draft(np.zeros((1, count), np.int64), select, logits, np.zeros_like(select))
+        if count <= _DRAFTS:
+            self._drafts[count] = draft
+        return draft
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only ``rows`` from now on, in that order."""
@@ -185,6 +203,7 @@ class Decoder:
             raise InternalError(f"{tokens} tokens in a context of {self._roles.context}")
         self._state.grow(_capacity(tokens, self._roles.context))
         self._bindings.clear()
+        self._drafts.clear()
 
     def _bound(
         self,

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from support.command_line import Call
 from support.decoders import Tiny, write_decoder
@@ -116,6 +117,16 @@ def test_a_folder_without_a_cache_exits_3_and_says_why(call: Call, folder: Path)
     result = call("generate", folder, "a")
     assert result.exit_code == 3
     assert "keeps state between tokens" in result.stderr
+
+
+def test_a_model_is_compiled_for_the_call(call: Call, tmp_path: Path) -> None:
+    program = Tiny().program()
+    data = ir.serde.serialize_model(program.entries["main"]).SerializeToString()
+    (tmp_path / "tiny.onnx").write_bytes(data)
+    result = call("generate", tmp_path / "tiny.onnx", "a", "-t", 1)
+    assert result.exit_code == 3
+    assert "note: compiling tiny.onnx for this call" in result.stderr
+    assert "compiled without one" in result.stderr, "there is no tokenizer beside it"
 
 
 def test_a_folder_that_is_none_exits_2(call: Call, tmp_path: Path) -> None:
