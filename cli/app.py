@@ -11,6 +11,7 @@ from .bench import bench
 from .chat import chat
 from .compile import compile_model
 from .doctor import doctor
+from .embed import embed
 from .failure import Verb
 from .generate import generate
 from .inspect import inspect
@@ -22,6 +23,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "compile": compile_model,
     "run": run,
     "generate": generate,
+    "embed": embed,
     "chat": chat,
     "bench": bench,
     "verify": verify,
