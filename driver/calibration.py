@@ -1,4 +1,4 @@
-"""Activation ranges of the imported program on real inputs: what the FP16 range guard goes by."""
+"""Activations of the imported program on real inputs: ranges for FP16, channels for 8-bit products."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ..compiler.draft import Draft
 from ..compiler.options import Target
 from ..compiler.program import Program
-from ..compiler.reference import Arrays
+from ..compiler.reference import Array, Arrays
 from ..passes.precision.ranges import Ranges, ranges_of
-from .workbench import Workbench
+from .workbench import Workbench, tensor_bytes
+
+LARGEST = 1 << 30
+"""Bytes of weights up to which activations are measured for 8-bit products: it takes them in float32."""
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -33,3 +37,27 @@ def measured_ranges(program: Program, backend: str, inputs: Sequence[Arrays]) ->
             for arrays in inputs:
                 ranges = ranges_of({**arrays, **runner.run(arrays)}, ranges)
     return ranges
+
+
+def measured_channels(program: Program, backend: str, inputs: Sequence[Arrays]) -> dict[str, Array]:
+    """Root mean square of each channel of what linear layers read, by name; none for a model over LARGEST."""
+    read = [
+        value
+        for node in program.main.graph
+        if node.op_type in ("MatMul", "Gemm") and (value := node.inputs[0]) is not None
+    ]
+    names = list(dict.fromkeys(str(v.name) for v in read if v.producer() is not None and v.dtype in _FLOATS))
+    if not names or tensor_bytes(program) > LARGEST:
+        return {}
+    power: dict[str, Array] = {}
+    rows: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder, Draft(Path(folder, "calibration")) as draft:
+        built = Workbench(draft, backend, Target("cpu")).source(program)
+        with built.open(taps=names) as runner:
+            for arrays in inputs:
+                found = runner.run(arrays)
+                for name in names:
+                    flat = found[name].astype(np.float64).reshape(-1, found[name].shape[-1])
+                    power[name] = power.get(name, 0) + (flat**2).sum(0)
+                    rows[name] = rows.get(name, 0) + len(flat)
+    return {name: np.sqrt(total / max(1, rows[name])) for name, total in power.items()}

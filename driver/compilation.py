@@ -16,7 +16,7 @@ from ..passes.base import Pass
 from ..passes.observers import Observer, SaveIR, Verify
 from ..passes.pipeline import pipeline
 from ..runtime.executable import Executable
-from .calibration import measured_ranges
+from .calibration import measured_channels, measured_ranges
 from .context import backend_of, check_placement, context_of, variant_name
 from .decide import Judge, Result
 from .finish import finish
@@ -57,6 +57,10 @@ def compile_model(
         with journal.stage("calibrate"):
             inputs_seen = [case.inputs for case in evidence.cases]
             context.ranges = measured_ranges(imported.program, backend_of(options), inputs_seen)
+    if evidence is not None and options.precision in ("int8", "int4"):
+        with journal.stage("calibrate"):
+            inputs_seen = [case.inputs for case in evidence.cases]
+            context.channels = measured_channels(imported.program, backend_of(options), inputs_seen)
     recipe = Recipe(imported.program, steps, context)
     del imported  # the source's session or module: its memory is needed now
     with journal.stage("transform"):

@@ -15,6 +15,7 @@ from ..compiler.ir.provenance import add_passes
 from ..compiler.ir.rewrite import Rewriter
 from ..compiler.options import Target
 from ..compiler.program import Program
+from ..compiler.reference import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,14 @@ class PassContext:
     """What a pass may know from outside: the target, and the backend's word on a node.
 
     ``supports(node)`` gives None or the reason why the chosen backend can't run the node on the target.
-    ``ranges``: measured (least, greatest) of values by name, if the model was calibrated.
+    ``ranges``: measured (least, greatest) of values by name, if the model was calibrated. ``channels``:
+    root mean square of each channel (last axis) of the activations that linear layers read, by name.
     """
 
     target: Target = field(default_factory=Target)
     supports: Callable[[ir.Node], str | None] = lambda node: None
     ranges: Mapping[str, tuple[float, float]] | None = None
+    channels: Mapping[str, Array] | None = None
 
 
 @dataclass(frozen=True)

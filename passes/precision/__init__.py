@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from ..base import Pass
 from .fp16 import ConvertFp16
+from .smoothing import SmoothActivations
 from .weights import QuantizeWeights
 
 PRECISION: tuple[Pass, ...] = (ConvertFp16(),)
 """float16 where it holds: weights and activations halved, float32 kept where range or a kernel demands it."""
 
 WEIGHTS: dict[str, tuple[Pass, ...]] = {
-    "int8": (QuantizeWeights(bits=8),),
-    "int4": (QuantizeWeights(bits=4),),
+    "int8": (SmoothActivations(), QuantizeWeights(bits=8)),
+    "int4": (SmoothActivations(), QuantizeWeights(bits=4)),
 }
 """By precision: weights in blocks of few bits, which their kernels multiply with 8-bit activations."""
 
-__all__ = ["PRECISION", "WEIGHTS", "ConvertFp16", "QuantizeWeights"]
+__all__ = ["PRECISION", "WEIGHTS", "ConvertFp16", "QuantizeWeights", "SmoothActivations"]
