@@ -8,6 +8,7 @@ from typing import ClassVar
 from ...compiler.program import Program
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, import_domains
 from .build import build_decoder
+from .past import without_past
 from .values import sort_values
 from .writer import PASS
 
@@ -19,7 +20,7 @@ class DeriveCache(Pass):
     Values that depend on the token ids are computed for new tokens only, if every operator but Attention
     keeps positions apart; what depends only on how many tokens there are (positions, rotary tables, masks)
     becomes what the whole sequence would have had at the new tokens' positions. Masks are recognised by
-    evaluating them. ``main`` stays as it is.
+    evaluating them. A cache that the model came with is taken out first. ``main`` stays as it is.
     """
 
     name: ClassVar[str] = PASS
@@ -30,8 +31,8 @@ class DeriveCache(Pass):
             return PassResult()
         graph = program.main.graph
         try:
-            values = sort_values(graph)
-            built = build_decoder(program, values)
+            whole = without_past(program)
+            built = build_decoder(program, sort_values(whole.main.graph))
         except NoMatch as left:
             notes = (Note(graph.name or "main", left.reason),) if left.reason else ()
             return PassResult(declined=notes)
