@@ -45,8 +45,10 @@ def write_llama(folder: Path, shape: dict[str, int], layers_per_shard: int = 4) 
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         placed |= dict.fromkeys(tensors, file)
         _write_shard(folder / file, tensors, random)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
-    return sum(math.prod(size) for tensors in shards for size in tensors.values())
+    total = sum(math.prod(size) for tensors in shards for size in tensors.values())
+    index = {"metadata": {"total_size": 2 * total}, "weight_map": placed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return total
 
 
 def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], random: np.random.Generator) -> None:
