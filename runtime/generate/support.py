@@ -7,8 +7,8 @@ from ...compiler.manifest import Manifest, Variant
 from ...compiler.options import Target
 from ...compiler.program import Decoding
 
-DERIVING = "derive-cache"
-"""Name of the pass that makes the entry with state."""
+DERIVING = ("derive-cache", "raise-attention")
+"""The pass that makes the entry with state, and the one that finds the attention it needs."""
 
 _IN_PLACE = "state.in_place"
 
@@ -37,7 +37,7 @@ def _reason(manifest: Manifest, fact: str) -> tuple[str, str]:
     if decoding is not None:
         able = [name for name, variant in variants.items() if decoding.entry in variant.entries]
         return fact, f"take variant {', '.join(able)}"
-    passes = [record for v in variants.values() for record in v.passes if record.name == DERIVING]
+    passes = [record for v in variants.values() for record in v.passes if record.name in DERIVING]
     reasons = dict.fromkeys(reason for record in passes for reason in record.declined)
     if reasons:
         return f"{fact}; {'; '.join(reasons)}", "the whole model still runs with `run`"

@@ -126,7 +126,7 @@ def test_a_model_is_compiled_for_the_call(call: Call, tmp_path: Path) -> None:
     result = call("generate", tmp_path / "tiny.onnx", "a", "-t", 1)
     assert result.exit_code == 3
     assert "note: compiling tiny.onnx for this call" in result.stderr
-    assert "compiled without one" in result.stderr, "there is no tokenizer beside it"
+    assert "was compiled without one" in result.stderr, "there is no tokenizer beside it"
 
 
 def test_a_folder_that_is_none_exits_2(call: Call, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from miaotui.compiler.errors import InputError, OptionError, ToolError, UnsupportedError
 from miaotui.runtime.executable import Executable, open_executable
@@ -277,3 +278,20 @@ def test_the_end_token_ends_and_may_be_ignored(opened: Open) -> None:
 def test_max_tokens_comes_from_the_generation_config(opened: Open) -> None:
     assert len(opened(config={"max_new_tokens": 7}).generate(PROMPT).ids) == 7
     assert len(opened(Tiny(context=512)).generate(PROMPT).ids) == 128
+
+
+def test_a_decoder_without_a_cache_is_compiled_into_one_that_generates(tmp_path: Path) -> None:
+    import miaotui
+
+    tiny = Tiny()
+    (tmp_path / "tiny.onnx").write_bytes(
+        ir.serde.serialize_model(tiny.program().entries["main"]).SerializeToString()
+    )
+    prompts = [IDS, IDS[:2], IDS[3:12]]
+    expected = [tiny.greedy(ids, 30) for ids in prompts]
+    with miaotui.compile(tmp_path / "tiny.onnx", timing=0.0, threads=1) as executable:
+        for options in ({}, {"prefill_chunk": 3}, {"speculate": 6}, {"rows": 1}):
+            made = executable.generate(prompts, max_tokens=30, **options)
+            assert [list(g.ids) for g in made] == expected, options
+        with pytest.raises(InputError, match="context holds 128"):
+            executable.generate([1] * 128)

@@ -167,7 +167,7 @@ class Tiny:
                 ]
                 capacity = b.op("Gather", b.op("Shape", past[2 * i]), b.weight(f"two{i}", np.int64(2)))
                 keys = b.op("Range", zero, capacity, one)
-                hidden = b.op("Less", b.op("Unsqueeze", places, b.weight(f"a{i}", [1, 2, 4])), keys)
+                hidden = b.op("Less", b.op("Unsqueeze", places, b.weight(f"a{i}", [1, 3])), keys)
                 y = self._attend(b, q, present[0], present[1], hidden, i)
             presents.extend(present)
             x = self._finish(b, w, x, y, i)
@@ -197,16 +197,18 @@ class Tiny:
     def _attend(
         self, b: Builder, q: ir.Value, k: ir.Value, v: ir.Value, hidden: ir.Value, i: int
     ) -> ir.Value:
-        group = self.heads // self.kv_heads
-        split = b.weight(f"split{i}", [0, self.kv_heads, group, -1, self.width])
-        grouped = b.op("Reshape", q, split)
-        axis = b.weight(f"group{i}", [2])
-        turned = b.op("Transpose", b.op("Unsqueeze", k, axis), perm=[0, 1, 2, 4, 3])
-        scores = b.op("Mul", b.op("MatMul", grouped, turned), b.weight(f"s{i}", 1 / np.sqrt(self.width)))
+        k, v = (self._repeated(b, x, f"{name}{i}") for name, x in (("k", k), ("v", v)))
+        scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2]))
+        scores = b.op("Mul", scores, b.weight(f"s{i}", np.float32(1 / np.sqrt(self.width))))
         scores = b.op("Where", hidden, b.weight(f"inf{i}", np.float32(-np.inf)), scores)
-        y = b.op("MatMul", b.op("Softmax", scores, axis=-1), b.op("Unsqueeze", v, axis))
-        y = b.op("Reshape", y, b.weight(f"join{i}", [0, self.heads, -1, self.width]))
+        y = b.op("MatMul", b.op("Softmax", scores, axis=-1), v)
         return b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1, 3]), b.weight(f"flat{i}", [0, 0, -1]))
+
+    def _repeated(self, b: Builder, x: ir.Value, name: str) -> ir.Value:
+        """A key head for every query head, as exporters write it."""
+        group = b.weight(f"group_{name}", [1, 1, self.heads // self.kv_heads, 1, 1])
+        wide = b.op("Expand", b.op("Unsqueeze", x, b.weight(f"axis_{name}", [2])), group)
+        return b.op("Reshape", wide, b.weight(f"join_{name}", [0, self.heads, -1, self.width]))
 
     def _finish(self, b: Builder, w: dict[str, ir.Value], x: ir.Value, y: ir.Value, i: int) -> ir.Value:
         x = b.op("Add", x, b.op("MatMul", y, w[f"o{i}"]))
