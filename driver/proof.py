@@ -8,7 +8,7 @@ import numpy as np
 
 from ..compiler.errors import InputError
 from ..compiler.ir.examples import example_inputs
-from ..compiler.program import Decoding, DimRange, Program
+from ..compiler.program import Decoding, Dim, DimRange, Program
 from ..compiler.reference import Array, Arrays
 from ..frontends.base import Import
 from ..passes.observers import Numerics
@@ -82,7 +82,13 @@ def _inputs(imported: Import, seed: int) -> list[Arrays]:
     first = imported.examples or _made(program, _typical_sizes(program), seed)
     sizes = _other_sizes(program, first)
     second = _made(program, sizes, seed + 1) if sizes else first
-    return [first, _padded(second)] if sizes or _masks(first) else [first]
+    cases = [first, _padded(second)] if sizes or _masks(first) else [first]
+    pasts = {str(d): 0 for spec in program.inputs() for d in spec.shape or () if _is_past(d)}
+    return [*cases, _made(program, {**_typical_sizes(program), **pasts}, seed)] if pasts else cases
+
+
+def _is_past(dim: Dim) -> bool:
+    return isinstance(dim, str) and dim.isidentifier() and "past" in dim
 
 
 def _made(program: Program, sizes: dict[str, int], seed: int) -> Arrays:
@@ -94,7 +100,7 @@ def _typical_sizes(program: Program) -> dict[str, int]:
     sizes = {}
     for spec in program.inputs():
         for dim in spec.shape or ():
-            if not isinstance(dim, str):
+            if not isinstance(dim, str) or not dim.isidentifier():
                 continue
             wanted = 1 if "batch" in dim else 128 if "seq" in dim or "length" in dim else None
             span = program.dims.get(dim, DimRange())
@@ -126,7 +132,7 @@ def _other_sizes(program: Program, inputs: Arrays) -> dict[str, int]:
         dim: size
         for spec in program.inputs()
         for dim, size in zip(spec.shape or (), inputs[spec.name].shape, strict=False)
-        if isinstance(dim, str)
+        if isinstance(dim, str) and dim.isidentifier()
     }
     others = {}
     for name, size in seen.items():
@@ -150,8 +156,14 @@ def prove(built: Built, evidence: Evidence, limit: Limit, threads: int | None) -
     if built.decoding is not None:
         with built.open_stepwise(threads) as stepwise:
             for case in evidence.cases:
-                found.extend(_stepwise(stepwise, built.decoding, case, limit))
+                if not _continues(case.inputs):
+                    found.extend(_stepwise(stepwise, built.decoding, case, limit))
     return Proof(evidence.reference, limit, tuple(found))
+
+
+def _continues(inputs: Arrays) -> bool:
+    """Whether the whole model is given a past of its own, [batch, heads, length, width]."""
+    return any("past" in name and a.ndim == 4 and a.size for name, a in inputs.items())
 
 
 def _stepwise(runner: StepwiseRunner, decoding: Decoding, case: Case, limit: Limit) -> tuple[Difference, ...]:

@@ -57,7 +57,8 @@ def program_from_model(
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     NameFixPass()(model)
     infer_shapes(program)
-    program.dims = {name: (dims or {}).get(name, DimRange()) for name in input_symbols(model.graph)}
+    usual = {name: DimRange(0 if "past" in name else 1) for name in input_symbols(model.graph)}
+    program.dims = {name: (dims or {}).get(name, span) for name, span in usual.items()}
     program.layers = layers_of(model)
     return program
 

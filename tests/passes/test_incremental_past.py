@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import miaotui
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,7 +14,7 @@ from miaotui.passes.incremental import DeriveCache
 from support.rewriting import reasons, run_pass
 from support.stepping import Stepper, lowered
 
-V, H, HEADS, SIZE, CONTEXT = 40, 32, 4, 8, 64
+V, H, HEADS, SIZE, CONTEXT = 40, 32, 4, 8, 256
 
 
 def decoder(style: str, layers: int = 2, masked: bool = True, copied: bool = False) -> Program:
@@ -97,3 +100,10 @@ def test_main_keeps_its_past() -> None:
     before = [str(spec) for spec in (*program.inputs(), *program.outputs())]
     run_pass(DeriveCache(), program)
     assert [str(spec) for spec in (*program.inputs(), *program.outputs())] == before
+
+
+def test_it_compiles_and_the_cache_is_proved(tmp_path: Path) -> None:
+    ir.save(decoder("concat").main, tmp_path / "model.onnx")
+    with miaotui.compile(tmp_path / "model.onnx", timing=0.0, threads=1) as executable:
+        assert executable.report["error"]["ok"]
+        assert "decode logits" in executable.report["error"]["outputs"]
