@@ -73,6 +73,14 @@ def test_recommendation(tmp_path):
 
 
 @pytest.mark.slow
+def test_translation(tmp_path):
+    first, _, *translated = run("translation.py", tmp_path, "four hundred twenty one").splitlines()
+    right, count = [int(word) for word in first.split() if word.isdigit()]
+    assert right > 0.9 * count
+    assert translated == ["four hundred twenty one → vierhunderteinundzwanzig"]
+
+
+@pytest.mark.slow
 def test_text_generation(smollm2):
     printed = run("text_generation.py", smollm2)
     assert "The capital of France is Paris" in printed
