@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...compiler.errors import require
+from .skeleton import quiet_transformers
 
 DEFINITION, CONFIG = "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"
 
@@ -58,9 +59,10 @@ def load_tokenizer(path: Path) -> Any:
     """transformers' fast tokenizer of the folder at ``path``; None if it has none that can be read."""
     transformers = require("transformers", extra="huggingface")
     try:
-        made = transformers.AutoTokenizer.from_pretrained(
-            str(path), local_files_only=True, trust_remote_code=False, use_fast=True
-        )
+        with quiet_transformers(transformers):
+            made = transformers.AutoTokenizer.from_pretrained(
+                str(path), local_files_only=True, trust_remote_code=False, use_fast=True
+            )
     except Exception:  # a missing or malformed file raises whatever its reader raises
         return None
     return made if getattr(made, "backend_tokenizer", None) is not None else None

@@ -14,7 +14,8 @@ from miaotui.runtime.text import Tokenizer
 from support.hard_text import hard_lines
 from support.models import minilm_folder, smollm2_gguf
 from support.small_tokenizers import FAMILIES, save
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 LINES = hard_lines()
@@ -184,6 +185,14 @@ def test_unknown_token_that_does_not_exist_is_an_error_when_it_is_needed(tmp_pat
     )
     with pytest.raises(ModelError, match="can't encode"):
         Tokenizer.open(tmp_path).encode("b")
+
+
+def test_pattern_that_never_ends_is_stopped(tmp_path):
+    backend = Backend(models.WordLevel({"a": 0}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa)+$"), "isolated")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ModelError, match="can't encode"):
+        Tokenizer.open(tmp_path).encode("a" * 60 + "b")
 
 
 def test_no_utf8_is_refused(tmp_path):
