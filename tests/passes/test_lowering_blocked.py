@@ -22,6 +22,7 @@ from miaotui.passes.fusion import FUSION
 from miaotui.passes.lowering.onnxruntime import LOWER_CPU
 from miaotui.passes.lowering.onnxruntime.blocked import UseBlockKernels
 from miaotui.passes.lowering.onnxruntime.gqa import UseGroupQueryAttention
+from miaotui.passes.lowering.onnxruntime.join import JoinBlocked
 from miaotui.passes.raising import RAISING
 from support.decode_graphs import Layers, block_weights, ort_decode, quantized
 from support.rewriting import assert_same, ort_run, reasons, run_pass
@@ -135,10 +136,11 @@ def test_a_whole_pipeline_keeps_every_block(kind: str, tmp_path: Any) -> None:
         step.run(program, context)
     read = {id(w.data) for n in program.main.graph if (w := blocked_weight(n.outputs[0])) is not None}
     assert read == {id(w.data) for w in weights.values()}
-    for step in (EXACT, *LOWER_CPU, *CLEANUP):
+    for step in (JoinBlocked(), EXACT, *LOWER_CPU, *CLEANUP):
         step.run(program, context)
     found = operators(program, "decode")
-    assert (found["MatMulNBits"], found["GatherBlockQuantized"]) == (7 * layers.layers + 1, 1)
+    assert (found["MatMulNBits"], found["GatherBlockQuantized"]) == (4 * layers.layers + 1, 1)
+    assert found["Split"] == layers.layers  # gate and up; query, key and value stay one
     assert np.abs(ort_decode(program, feed)["logits"] - wanted["logits"]).max() < 2e-5
 
     entries = program.entries.values()
@@ -210,3 +212,36 @@ def test_the_output_layer_takes_its_activations_in_two_parts() -> None:
         assert ort_decode(program, none)["logits"].shape == (2, 0, layers.vocabulary)
     assert errors[0] > 1e-3
     assert errors[1] < errors[0] / 30
+
+
+def side_by_side(*weights: Any, output: bool = False) -> tuple[Program, Any]:
+    b = Builder()
+    x = b.input("x", ("batch", "tokens", 64))
+    turned = [b.op("Transpose", b.weight(f"w{i}", w), perm=[1, 0]) for i, w in enumerate(weights)]
+    products = [b.op("MatMul", x, w, name=f"p{i}") for i, w in enumerate(turned)]
+    b.output(b.op("Concat", *(b.op("Neg", p) for p in products), axis=-1), "y")
+    if output:
+        b.output(products[0])
+    return b.program(), {"x": RNG.standard_normal((2, 3, 64)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_one_activation_are_joined(kind: str) -> None:
+    program, feed = side_by_side(*(RNG.standard_normal((n, 64)) for n in (6, 4, 2)))
+    block_weights(program, lambda name, w: quantized(w, **KINDS[kind]))
+    wanted = evaluate(program.main, feed)
+    result = run_pass(JoinBlocked(), program)
+    assert "6 + 4 + 2 rows" in result.hits[0].text
+    assert_same(wanted, evaluate(program.main, feed), 1e-6)
+    run_pass(EXACT, program)
+    assert operators(program)["MatMulNBits"] == 1
+    assert_same(wanted, ort_run(program, feed), 1e-5)
+
+
+def test_declines_to_join_what_differs_or_is_read_outside() -> None:
+    program, _ = side_by_side(*(RNG.standard_normal((n, 64)) for n in (6, 4)))
+    block_weights(program, lambda name, w: quantized(w, bits=8 if name == "w0" else 4))
+    assert "differ" in reasons(run_pass(JoinBlocked(), program))
+    program, _ = side_by_side(*(RNG.standard_normal((n, 64)) for n in (6, 4)), output=True)
+    block_weights(program, lambda name, w: quantized(w))
+    assert "output of the model" in reasons(run_pass(JoinBlocked(), program))

@@ -8,6 +8,7 @@ from .blocked import UseBlockKernels
 from .cached_attention import ExpandCachedAttention
 from .causal import BuiltInMask
 from .gqa import UseGroupQueryAttention
+from .join import JoinBlocked
 from .linear import LinearToGemm
 from .residual import KeepLayerNorm
 from .rotary import LegalizeRotary
@@ -15,6 +16,7 @@ from .skip_norm import FuseSkipNorm
 from .transposed import ReadTransposed
 
 LOWER_CPU: tuple[Pass, ...] = (
+    JoinBlocked(),
     UseBlockKernels(),
     UseGroupQueryAttention(),
     ExpandCachedAttention(),
@@ -49,6 +51,7 @@ __all__ = [
     "ExpandCachedAttention",
     "FlattenAttention",
     "FuseSkipNorm",
+    "JoinBlocked",
     "KeepLayerNorm",
     "LegalizeRotary",
     "LinearToGemm",
