@@ -331,7 +331,8 @@ class _Build:
         if node is None:
             decline(f"{value.name} is read as a size")
         source = node.inputs[0]
-        if node.op_type == "Shape" and source in self.values.data:
+        given = source in self.values.data or source in self.values.substituted
+        if node.op_type == "Shape" and node.domain == "" and given:
             assert source is not None
             inputs: list[ir.Value | None] = [self._shape_source(source, region)]
         else:
@@ -342,7 +343,7 @@ class _Build:
         return region.made[value]
 
     def _shape_source(self, source: ir.Value, region: _Region) -> ir.Value:
-        if source is self.values.tokens:
+        if source is self.values.tokens or source in self.values.substituted:
             return self.ids if region is self.body else self.select
         return self._in(source, region)
 

@@ -41,6 +41,15 @@ def test_the_generic_lowering_steps_like_the_whole_model(family: str) -> None:
     assert_steps_equal_whole(lowered(program, disable=("group-query-attention",)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bloom", "gpt2", "llama", "mistral", "opt"])
+def test_exports_with_mask_and_positions_get_the_same_cache(family: str) -> None:
+    others = ["attention_mask"] if family == "bloom" else ["attention_mask", "position_ids"]
+    program = lowered(imported(build(*DECODERS[family]), *others))
+    assert {"attention_mask", "position_ids"}.isdisjoint(spec.name for spec in program.inputs("decode"))
+    assert_steps_equal_whole(program)
+
+
 def sources(lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
     random = np.random.default_rng(5)
     ids = random.integers(3, VOCABULARY, (len(lengths), max(lengths)))

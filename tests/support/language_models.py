@@ -105,10 +105,16 @@ def build(architecture: str, config: str, options: Mapping[str, Any]) -> Any:
     return randomize(getattr(transformers, architecture)(getattr(transformers, config)(**options)))
 
 
-def imported(model: Any) -> Program:
-    """The model as the frontend gives it, called as it gives it."""
-    made = import_module(model, CompileOptions(), dict(default_inputs(model)), framework="transformers")
-    return made.program
+def imported(model: Any, *others: str) -> Program:
+    """The model as the frontend gives it; ``others``: inputs besides, ``attention_mask``, ``position_ids``."""
+    inputs: dict[str, Any] = dict(default_inputs(model))
+    batch, length = inputs["input_ids"].shape
+    given = {
+        "attention_mask": np.ones((batch, length), np.int64),
+        "position_ids": np.tile(np.arange(length), (batch, 1)),
+    }
+    inputs |= {name: given[name] for name in others}
+    return import_module(model, CompileOptions(), inputs, framework="transformers").program
 
 
 def translated(
