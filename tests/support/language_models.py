@@ -106,7 +106,7 @@ def build(architecture: str, config: str, options: Mapping[str, Any]) -> Any:
 
 
 def imported(model: Any, *others: str) -> Program:
-    """The model as the frontend gives it; ``others``: inputs besides, ``attention_mask``, ``position_ids``."""
+    """The model as the frontend gives it; ``others``: ``attention_mask`` or ``position_ids`` besides."""
     inputs: dict[str, Any] = dict(default_inputs(model))
     batch, length = inputs["input_ids"].shape
     given = {
