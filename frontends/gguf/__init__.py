@@ -12,6 +12,7 @@ from ..base import Import
 from ..huggingface.decoder import describe_decoder
 from ..huggingface.folder import GENERATION
 from ..huggingface.module import import_transformers
+from ..huggingface.streamed import is_large, stream
 from .header import Header, read_header
 from .module import describe
 from .tokenizer import stop_tokens, tokenizer_assets
@@ -36,7 +37,14 @@ def import_gguf(path: Path, options: CompileOptions, inputs: object = None) -> I
         note = f"no tokenizer: {error.problems[0].fact}"
     empty = described.skeleton()
     weights = {name: described.sources[name].weight() for name in empty.sources.values()}
-    imported = import_transformers(empty.module, options, inputs, empty.weights(weights), described.module)
+    imported = import_transformers(
+        empty.module,
+        options,
+        inputs,
+        empty.weights(weights),
+        described.module,
+        (lambda: stream(empty, described.reader())) if is_large(empty) else None,
+    )
     program = imported.program
     program.assets = assets
     describe_decoder(program, empty.module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...compiler.errors import ModelError, Problem, UnsupportedError, require
+from ...compiler.reference import Array
 from ..huggingface.skeleton import Skeleton, first_line, load, quiet_transformers, skeleton
-from .architecture import IGNORED, Architecture, architecture_of
+from .architecture import ARCHITECTURES, IGNORED, Architecture, architecture_of
 from .config import config_of
 from .header import AGAIN, Header
 from .weights import Source
@@ -43,37 +44,38 @@ class Described:
         return empty
 
     def module(self) -> Any:
-        """The module with the file's weights as transformers and the gguf package decode them.
-
-        They are independent of our decoders; without the gguf package, ours stand in.
-        """
+        """The module with the file's weights, read as ``reader`` does."""
         import torch
 
-        try:
-            import gguf  # noqa: F401 - what transformers reads the file with
-        except ImportError:
-            state = {n: torch.from_numpy(s.numpy().copy()) for n, s in self.sources.items()}
-        else:
-            state = self._transformers_state()
+        read = self.reader()
+        state = {name: torch.from_numpy(read(name)) for name in self.sources}
         with quiet_transformers(require("transformers", extra="huggingface")):
             module = load(self.kind, self.config, self.header.path.name, state)
         self._scale_rotation(module)
         return module
 
-    def _transformers_state(self) -> dict[str, Any]:
-        import torch
-        from gguf import GGUFReader, dequantize
+    def reader(self) -> Callable[[str], Array]:
+        """A function from a parameter's name to float32 values, as transformers and gguf decode them.
+
+        They are independent of our decoders; without the gguf package, ours stand in.
+        """
+        try:
+            from gguf import GGUFReader, dequantize
+        except ImportError:
+            return lambda name: np.array(self.sources[name].numpy())
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-        names = {source.info.name: name for name, source in self.sources.items()}
-        processor = TENSOR_PROCESSORS.get(self.name, TensorProcessor)(config=self.config.to_dict())
-        state = {}
-        for tensor in GGUFReader(self.header.path).tensors:
-            if tensor.name in names:
-                values = dequantize(tensor.data, tensor.tensor_type)
-                values = processor.process(weights=values, name=tensor.name).weights
-                state[names[tensor.name]] = torch.from_numpy(np.array(values, np.float32))
-        return state
+        known = ARCHITECTURES[self.name]
+        alike = "llama" if known.interleaved else "gemma2" if known.norm_shift else self.name
+        processor = TENSOR_PROCESSORS.get(alike, TensorProcessor)(config=self.config.to_dict())
+        tensors = {tensor.name: tensor for tensor in GGUFReader(self.header.path).tensors}
+
+        def read(name: str) -> Array:
+            tensor = tensors[self.sources[name].info.name]
+            values = dequantize(tensor.data, tensor.tensor_type)
+            return np.array(processor.process(weights=values, name=tensor.name).weights, np.float32)
+
+        return read
 
     def _spell(self, name: str) -> str:
         source = self.sources.get(name)

@@ -26,8 +26,8 @@ _STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _LISTS = {"tokens": str, "merges": str, "scores": (int, float), "token_type": int}
 
 _LIKE_GPT2 = (
-    "default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "stablelm2", "roberta-bpe", "falcon", "smollm",
-    "starcoder", "refact", "command-r", "codeshell", "exaone",
+    "default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "stablelm2", "roberta-bpe", "falcon",
+    "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone",
 )  # fmt: skip
 """Ways to split text that transformers reads as GPT-2's.
 

@@ -17,6 +17,7 @@ from .inputs import default_inputs
 from .module import import_transformers
 from .pooling import sentence_module
 from .sentence import read_sentence
+from .streamed import is_large, stream
 from .task import describe_task
 from .tokenizer import tokenizer_assets
 
@@ -41,7 +42,18 @@ def import_hf_folder(path: Path, options: CompileOptions, inputs: object = None)
     else:
         module = empty.module
         stored = empty.weights({name: _tensor(folder, name) for name in empty.sources.values()})
-        imported = import_transformers(whole(module), options, inputs, stored, lambda: whole(build(folder)))
+
+        def streamed() -> Any:
+            return whole(stream(empty, lambda name: folder.tensors[name].read(ir.DataType.FLOAT)))
+
+        imported = import_transformers(
+            whole(module),
+            options,
+            inputs,
+            stored,
+            lambda: whole(build(folder)),
+            streamed if is_large(empty) else None,
+        )
     program = imported.program
     version = require("transformers", extra="huggingface").__version__
     program.source |= {"framework": f"transformers {version}", "path": str(path)}

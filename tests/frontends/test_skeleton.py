@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from miaotui.compiler.errors import ModelError
+from miaotui.frontends.huggingface import streamed
 from miaotui.frontends.huggingface.build import build, build_skeleton
 from miaotui.frontends.huggingface.folder import open_folder
 from miaotui.frontends.load import load
@@ -135,6 +136,35 @@ def test_parameters_made_of_several_tensors_take_the_road_through_memory(tmp_pat
     names = load_file(folder / "model.safetensors")
     assert any(".experts.0." in name for name in names), "stored expert by expert"
     assert build_skeleton(open_folder(folder)) is None
+
+
+def test_large_reference_holds_one_layer_at_a_time(sharded, monkeypatch):
+    whole = load(sharded).reference.run({"input_ids": IDS})
+    monkeypatch.setattr(streamed, "LARGE", 0)
+    imported = load(sharded)
+    found = imported.reference.run({"input_ids": IDS})
+    np.testing.assert_array_equal(found["logits"], whole["logits"])
+    module = imported.reference.reference._module
+    assert all(parameter.isnan().all() for parameter in module.parameters()), "nothing stays"
+
+
+def test_weights_used_outside_of_their_module_are_loaded_all(tmp_path, monkeypatch):
+    config = transformers.WhisperConfig(
+        vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=8,
+        max_source_positions=16, max_target_positions=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    folder = save(randomize(transformers.WhisperForConditionalGeneration(config)), tmp_path / "whisper")
+    plain = load(folder)
+    inputs = {
+        "input_features": np.random.default_rng(0).random((2, 8, 32), np.float32),
+        "decoder_input_ids": np.arange(12).reshape(2, 6),
+    }
+    wanted = plain.reference.run(inputs)
+    monkeypatch.setattr(streamed, "LARGE", 0)
+    found = load(folder).reference.run(inputs)
+    assert all(relative_error(found[key], wanted[key]) < 1e-6 for key in wanted)
 
 
 def test_decoder_brings_its_context_and_stop_tokens(sharded):
