@@ -79,6 +79,8 @@ CASES = [
     Case("MatMulNBits", [f32(3, 64), CODES, f32(6, 2)], attributes={"K": 64, "N": 6, "bits": 4, "block_size": 32}),
     Case("MatMulNBits", [f32(2, 3, 64), CODES, f32(6, 2), RNG.integers(0, 256, (6, 1)).astype(np.uint8), None, f32(6)], attributes={"K": 64, "N": 6, "bits": 4, "block_size": 32}),
     Case("MatMulNBits", [f32(3, 64), RNG.integers(0, 256, (6, 2, 32)).astype(np.uint8), f32(6, 2)], attributes={"K": 64, "N": 6, "bits": 8, "block_size": 32}),
+    Case("GatherBlockQuantized", [RNG.integers(0, 256, (7, 64)).astype(np.uint8), np.asarray([[0, 6, 2]]), f32(7, 2)], attributes={"bits": 8, "block_size": 32}),
+    Case("GatherBlockQuantized", [RNG.integers(0, 256, (7, 32)).astype(np.uint8), np.asarray([[0, 6, 2]]), f32(7, 2), RNG.integers(0, 256, (7, 1)).astype(np.uint8)], attributes={"bits": 4, "block_size": 32}),
     Case("RotaryEmbedding", [f32(2, 3, 16), np.asarray([[0, 1, 2], [5, 6, 7]]), *CACHE]),
     Case("RotaryEmbedding", [f32(2, 3, 16), np.asarray([4]), *CACHE], attributes={"interleaved": 1}),
     Case("RotaryEmbedding", [f32(2, 2, 3, 8), np.asarray([[0, 1, 2], [5, 6, 7]]), *CACHE]),

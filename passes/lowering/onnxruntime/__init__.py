@@ -30,7 +30,9 @@ LOWER_CPU: tuple[Pass, ...] = (
 """For the CPU provider. Measured on onnxruntime 1.32, AVX-512, 128 tokens: the standard Attention kernel on
 flat projections beats com.microsoft MultiHeadAttention and GroupQueryAttention by 10-25 %, Add and
 LayerNormalization beat SkipLayerNormalization 6.5 times, Add and RMSNormalization beat
-SkipSimplifiedLayerNormalization 2 times, so none of those is emitted."""
+SkipSimplifiedLayerNormalization 2 times, so none of those is emitted. At one row, a decoded token of SmolLM2,
+the merged norms gain nothing, and FusedMatMul, Gemm and a transposed copy of the output layer are within 3 %.
+GroupQueryAttention is taken for its cache in place."""
 
 LOWER_CUDA: tuple[Pass, ...] = (
     ExpandCachedAttention(),
