@@ -15,8 +15,8 @@ from onnx import numpy_helper
 from support.command_line import Call
 
 INSPECT_KEYS = [
-    "schema", "kind", "name", "created", "source", "entries", "dims", "decoding", "default", "variants", "sizes", "ops",
-    "passes", "certificate", "environment", "options", "checked",
+    "schema", "kind", "name", "created", "source", "entries", "dims", "decoding", "default", "variants",
+    "sizes", "ops", "passes", "certificate", "environment", "options", "checked",
 ]  # fmt: skip
 
 
