@@ -89,14 +89,6 @@ def test_ids_of_smollm2_equal_transformers(tmp_path):
         (tmp_path / name).write_bytes(data)
     ours = Tokenizer.open(tmp_path)
     theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    pairs = zip(LINES, ours.encode_batch(LINES), theirs(LINES)["input_ids"], strict=True)
-    different = [line for line, found, wanted in pairs if found != wanted]
-    # The file says "smollm", which cuts digits apart; transformers' reader of GGUF leaves that out.
-    assert len(different) < 1500
-    assert all(any(character.isnumeric() for character in line) for line in different)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    split = pre_tokenizers.Sequence([digits, theirs.backend_tokenizer.pre_tokenizer])
-    theirs.backend_tokenizer.pre_tokenizer = split
     equal_ids(ours, theirs)
 
 
