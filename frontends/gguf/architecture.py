@@ -87,7 +87,14 @@ IGNORED = ("rope_freqs.weight", ".attn_rot_embd")
 
 
 def architecture_of(header: Header) -> tuple[str, Architecture]:
-    """The file's architecture. Raises: ModelError if it names none, UnsupportedError if it is unknown."""
+    """The file's architecture.
+
+    Raises: ModelError if it names none; UnsupportedError if it is unknown, or the file a part of a model.
+    """
+    parts = header.metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        fix = "merge the parts with llama-gguf-split --merge"
+        raise UnsupportedError(header.path.name, f"is one of {str(parts)[:20]} parts of a model", fix)
     name = header.metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ModelError(header.path.name, "names no general.architecture", AGAIN)

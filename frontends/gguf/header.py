@@ -72,6 +72,8 @@ class _Reader:
         file.seek(0)
 
     def header(self) -> Header:
+        if not self.size:
+            raise ModelError(self.place, "is empty", AGAIN)
         magic = self.file.read(4)
         if magic != MAGIC:
             raise ModelError(self.place, f"is no GGUF file: it starts with {magic!r}", AGAIN)

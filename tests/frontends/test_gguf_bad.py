@@ -52,7 +52,7 @@ def file_of(
 
 LLAMA = pair("general.architecture", STRING, text("llama"))
 BROKEN = {
-    "empty": (b"", "starts with b''"),
+    "empty": (b"", "is empty"),
     "other kind": (b"PK\3\4" + bytes(40), "starts with b'PK"),
     "cut in the counts": (b"GGUF\x03\0\0\0\x01", "ends inside counts"),
     "too many tensors": (file_of(counts=(2**60, 0)), "declares 1,152,921,504,606,846,976 tensors"),
@@ -176,6 +176,16 @@ class TestContradictions:
         changed.fields["general.architecture"] = ("rwkv9", None)
         said = changed.said(UnsupportedError)
         assert "'rwkv9'" in said and "llama, " in said and "qwen3" in said
+
+    def test_version_2_reads_the_same(self, small, tmp_path):
+        assert small[4] == 3
+        path = tmp_path / "old.gguf"
+        path.write_bytes(small[:4] + b"\2" + small[5:])
+        assert len(read_header(path).tensors) == 21
+
+    def test_part_of_a_model_is_refused(self, changed):
+        changed.fields["split.count"] = (3, [gguf.GGUFValueType.UINT16])
+        assert "is one of 3 parts" in changed.said(UnsupportedError)
 
     def test_missing_tensors_are_listed_by_their_names_in_the_file(self, changed):
         del changed.tensors["blk.1.ffn_up.weight"], changed.tensors["output_norm.weight"]

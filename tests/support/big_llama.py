@@ -34,13 +34,16 @@ def write_llama(folder: Path, shape: dict[str, int], layers_per_shard: int = 4) 
     ends = {"model.embed_tokens": (vocabulary, width), "model.norm": (width,), "lm_head": (vocabulary, width)}
     shards = [{f"{name}.weight": size for name, size in ends.items()}]
     count = shape["num_hidden_layers"]
-    for first in range(0, count, layers_per_shard):
-        shards.append({
+    shards += [
+        {
             f"model.layers.{i}.{name}.weight": size
             for i in range(first, min(first + layers_per_shard, count))
             for name, size in layer.items()
-        })  # fmt: skip
-    random, placed = np.random.default_rng(0), {}
+        }
+        for first in range(0, count, layers_per_shard)
+    ]
+    random = np.random.default_rng(0)
+    placed: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         placed |= dict.fromkeys(tensors, file)
