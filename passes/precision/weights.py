@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import onnx_ir as ir
 
@@ -17,6 +18,9 @@ from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline, skip
 from ..logits import is_logits
 from .blocks import Rounded, Rounding, rounded_weight
 
+Reader: TypeAlias = "tuple[ir.Node, int]"
+"""A node and which of its inputs."""
+
 FLOATS = (ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 
 
@@ -24,7 +28,8 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 class QuantizeWeights(Pass):
     """Round the weights of MatMul and Gemm, and embedding tables, to blocks of few bits with a scale each.
 
-    ``bits``: 8 or 4; tables and the output layer keep 8. ``block``: columns that share a scale. ``scheme``:
+    ``bits``: 8 or 4; tables keep 8. ``output``: bits of the output layer, which a tied table is stored apart
+    for if they differ from its own. ``block``: columns that share a scale. ``scheme``:
     ``symmetric`` around zero, ``asymmetric`` with a zero point per block, ``auto`` the first for 8 bits, the
     second for 4. ``keep``: parts of names of weights that are left alone. ``least``: elements from which on
     a weight is worth it. Each weight is read, rounded and written by itself. Weights that the source has
@@ -35,6 +40,7 @@ class QuantizeWeights(Pass):
     optional: ClassVar[bool] = False
 
     bits: int = 8
+    output: int = 8
     block: int = 32
     scheme: str = "auto"
     keep: tuple[str, ...] = ()
@@ -42,8 +48,9 @@ class QuantizeWeights(Pass):
 
     def __post_init__(self) -> None:
         place = f"pass {self.name}"
-        if self.bits not in (4, 8):
-            raise OptionError(place, f"bits={self.bits} is not offered", "use 8 or 4")
+        for name, bits in (("bits", self.bits), ("output", self.output)):
+            if bits not in (4, 8):
+                raise OptionError(place, f"{name}={bits} is not offered", "use 8 or 4")
         if self.block < 16 or self.block & (self.block - 1):
             raise OptionError(place, f"block={self.block} is no power of two from 16 on", "use 32")
         if self.scheme not in ("auto", "symmetric", "asymmetric"):
@@ -53,7 +60,7 @@ class QuantizeWeights(Pass):
         """Every weight of every entry; one that entries share is rounded once."""
         hits: list[Note] = []
         declined: list[Note] = []
-        held: dict[int, Rounded] = {}
+        held: dict[tuple[int, Rounding], Rounded] = {}
         for model in program.entries.values():
             graph = model.graph
             place = {node: index for index, node in enumerate(graph)}
@@ -61,30 +68,44 @@ class QuantizeWeights(Pass):
                 name = str(value.name)
                 try:
                     uses = _uses(value, self.least)
-                    rounding = self._rounding(name, uses)
                     tensor = constant_tensor(value)
                     assert tensor is not None
-                    _check(tensor, uses, rounding)
+                    roundings = self._roundings(name, uses, tensor)
                 except NoMatch as left:
                     if left.reason:
                         declined.append(Note(name, left.reason))
                     continue
-                found = held.setdefault(id(tensor), rounded_weight(tensor, uses.turned, rounding))
-                first = min((usage.node for usage in value.uses()), key=place.__getitem__)
-                at = Rewriter(first)
-                _swap(value, found, uses.turned, at)
-                rows, columns = found.weight.shape
-                hits.append(
-                    Note(name, f"{rows} x {columns} in {rounding.bits} bits, blocks of {rounding.block}")
-                )
-                for made in at.made:
-                    add_passes(made, [self.name])
+                for rounding, readers in roundings.items():
+                    known = rounded_weight(tensor, uses.turned, rounding)
+                    found = held.setdefault((id(tensor), rounding), known)
+                    at = Rewriter(min((node for node, _ in readers), key=place.__getitem__))
+                    _swap(value, found, uses.turned, readers, at)
+                    rows, columns = found.weight.shape
+                    text = f"{rows} x {columns} in {rounding.bits} bits, blocks of {rounding.block}"
+                    hits.append(Note(name, text))
+                    for made in at.made:
+                        add_passes(made, [self.name])
+                if not value.uses():
+                    graph.initializers.pop(name, None)
         return PassResult(len(hits), tuple(hits), tuple(declined))
 
-    def _rounding(self, name: str, uses: _Uses) -> Rounding:
+    def _roundings(self, name: str, uses: _Uses, tensor: ir.TensorProtocol) -> dict[Rounding, list[Reader]]:
+        """Which readers of a weight get which rounding. Raises: NoMatch if it has to stay."""
         if any(part in name for part in self.keep):
             decline("is to be kept")
-        bits = 8 if uses.table or uses.head else self.bits
+        columns = tensor.shape.numpy()[0 if uses.turned else 1]
+        if columns % self.block:
+            decline(f"its {columns} columns are no multiple of the block of {self.block}")
+        if tensor.dtype != ir.DataType.FLOAT:
+            decline(f"there are no kernels for {tensor.dtype} products with blocked weights")
+        found: dict[Rounding, list[Reader]] = {}
+        bits = self.output if uses.head else self.bits
+        for readers, wanted in ((uses.look_ups, 8), (uses.products, bits)):
+            if readers:
+                found.setdefault(self._rounding(wanted), []).extend(readers)
+        return found
+
+    def _rounding(self, bits: int) -> Rounding:
         symmetric = self.scheme == "symmetric" or (self.scheme == "auto" and bits == 8)
         ratios = (1.0,) if bits == 8 else (1.0, 0.95, 0.9, 0.85, 0.8)
         return Rounding(bits, self.block, symmetric, ratios)
@@ -92,10 +113,11 @@ class QuantizeWeights(Pass):
 
 @dataclass(frozen=True, slots=True)
 class _Uses:
-    """How a weight is read: its columns are outputs (``turned``), rows looked up, logits computed."""
+    """Who reads a weight: look-ups of rows, products; ``turned``: its columns are outputs; ``head``: logits."""
 
+    look_ups: tuple[Reader, ...]
+    products: tuple[Reader, ...]
     turned: bool
-    table: bool
     head: bool
 
 
@@ -104,19 +126,18 @@ def _uses(value: ir.Value, least: int) -> _Uses:
     tensor = constant_tensor(value)
     if tensor is None or len(tensor.shape) != 2 or tensor.dtype not in FLOATS or tensor.size < least:
         skip()
-    forms = set[str]()
-    products: list[ir.Value] = []
-    for usage in value.uses():
-        forms.add(_form(usage.node, usage.idx, products))
-    if not forms or value.is_graph_output():
+    results: list[ir.Value] = []
+    forms = {(node, index): _form(node, index, results) for node, index in value.uses()}
+    kinds = set(forms.values())
+    if value.is_graph_output() or not kinds & {"columns", "rows", "table"}:
         skip()
-    if not forms & {"columns", "rows", "table"}:
-        skip()
-    if "other" in forms:
+    if "other" in kinds:
         decline("something else than a product or a look-up reads it")
-    if "columns" in forms and len(forms) > 1:
+    if "columns" in kinds and len(kinds) > 1:
         decline("it is read as it is and transposed")
-    return _Uses("columns" in forms, "table" in forms, any(map(is_logits, products)))
+    look_ups = tuple(reader for reader, form in forms.items() if form == "table")
+    products = tuple(reader for reader, form in forms.items() if form != "table")
+    return _Uses(look_ups, products, "columns" in kinds, any(map(is_logits, results)))
 
 
 def _form(node: ir.Node, index: int, products: list[ir.Value]) -> str:
@@ -138,21 +159,11 @@ def _form(node: ir.Node, index: int, products: list[ir.Value]) -> str:
     return "other"
 
 
-def _check(tensor: ir.TensorProtocol, uses: _Uses, rounding: Rounding) -> None:
-    columns = tensor.shape.numpy()[0 if uses.turned else 1]
-    if columns % rounding.block:
-        decline(f"its {columns} columns are no multiple of the block of {rounding.block}")
-    if tensor.dtype != ir.DataType.FLOAT:
-        decline(f"there are no kernels for {tensor.dtype} products with blocked weights")
-
-
-def _swap(value: ir.Value, found: Rounded, turned: bool, at: Rewriter) -> None:
-    name = str(value.name)
-    made = emit_blocked(found.weight, name, at)
+def _swap(value: ir.Value, found: Rounded, turned: bool, readers: Sequence[Reader], at: Rewriter) -> None:
+    made = emit_blocked(found.weight, str(value.name), at)
     if turned:
         rows, columns = found.weight.shape
         made = at.op("Transpose", made, perm=(1, 0))
         made.type, made.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([columns, rows])
-    value.replace_all_uses_with(made)
-    if isinstance(at.graph, ir.Graph) and not value.uses():
-        at.graph.initializers.pop(name, None)
+    for node, index in readers:
+        node.replace_input_with(index, made)

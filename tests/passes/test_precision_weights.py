@@ -98,6 +98,15 @@ def test_four_bits_keep_eight_in_the_output_layer() -> None:
     assert {name: w.bits for name, w in blocked(program).items()} == {"inner": 4, "head": 8}
 
 
+def test_a_tied_output_layer_of_fewer_bits_is_stored_apart() -> None:
+    program = forms()
+    feed = {"ids": np.array([3, 0, 29])}
+    before = evaluate(program.main, feed)
+    run_pass(QuantizeWeights(bits=4, output=4, least=1), program)
+    assert sorted(w.bits for n, w in blocked(program).items() if n.startswith("table")) == [4, 8]
+    assert_same(before, evaluate(program.main, feed), 0.3)
+
+
 def test_least_squares_beats_the_whole_range() -> None:
     parts = RNG.standard_normal((2000, 32)).astype(np.float32)
     errors = []
@@ -208,7 +217,7 @@ def test_precision_turns_it_on_and_options_reach_it(precision: Any) -> None:
     assert step == QuantizeWeights(bits=4, block=64, keep=("head", "embed"))
 
 
-@pytest.mark.parametrize("options", ["bits=3", "block=24", "scheme=odd"])
+@pytest.mark.parametrize("options", ["bits=3", "output=2", "block=24", "scheme=odd"])
 def test_refuses_unknown_options(options: str) -> None:
     with pytest.raises(OptionError):
         QuantizeWeights().with_options(options)
