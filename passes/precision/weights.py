@@ -113,7 +113,7 @@ class QuantizeWeights(Pass):
 
 @dataclass(frozen=True, slots=True)
 class _Uses:
-    """Who reads a weight: look-ups of rows, products; ``turned``: its columns are outputs; ``head``: logits."""
+    """Who reads a weight, to look rows up or multiply; ``turned``: [in, out]; ``head``: logits come of it."""
 
     look_ups: tuple[Reader, ...]
     products: tuple[Reader, ...]
