@@ -99,8 +99,7 @@ class Cut:
             opset_imports=self.opset,
             name="cut",
         )
-        with np.errstate(all="ignore"):  # a branch that Where does not take may divide by zero
-            found = evaluate(ir.Model(graph, ir_version=10), arrays)
+        found = evaluate(ir.Model(graph, ir_version=10), arrays)
         return [found[f"result_{index}"] for index in range(len(ends))]
 
     def integers(self) -> set[int]:

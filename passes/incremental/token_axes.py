@@ -363,12 +363,12 @@ def _reshape(walk: TokenAxes, node: ir.Node) -> Found:
     batch, token = axes.batch + len(before), axes.token + len(before)
     merged = walk.values.batch, walk.values.sequence
     if batch == token:
-        kept = _same_axis(before, after, batch)
-        if kept is not None:
-            return [Axes(kept - len(after), kept - len(after))]
         for axis in range(len(after) - 1):
             if tuple(after[axis : axis + 2]) == merged and _equal(before[:batch], after[:axis]):
                 return [Axes(axis - len(after), axis + 1 - len(after))]
+        kept = _same_axis(before, after, batch)
+        if kept is not None:
+            return [Axes(kept - len(after), kept - len(after))]
     else:
         kept, other = _same_axis(before, after, batch), _same_axis(before, after, token)
         if kept is not None and other is not None:

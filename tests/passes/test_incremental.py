@@ -16,7 +16,7 @@ from miaotui.compiler.program import Program
 from miaotui.passes.base import PassContext
 from miaotui.passes.incremental import DeriveCache
 from support.rewriting import reasons, run_pass
-from support.stepping import assert_steps_equal_whole, lowered
+from support.stepping import Stepper, assert_steps_equal_whole, lowered, whole_logits
 
 V, H, HEADS, SIZE, CONTEXT = 40, 32, 4, 8, 64
 Mask = Callable[["Tiny", ir.Value, ir.Value, ir.Value], ir.Value]
@@ -129,14 +129,15 @@ class Net:
     ids: ir.DataType = INT64
     extra: tuple[str, ...] = ()
     length: int | str = "sequence"
+    batch: int | str = "batch"
     outputs: int = V
     name: str = "logits"
     hook: Callable[[Tiny, ir.Value], ir.Value] = field(default=lambda b, x: x)
 
     def program(self) -> Program:
         b = Tiny()
-        ids = b.input("tokens", ("batch", self.length), self.ids)
-        given = {name: b.input(name, ("batch", self.length), INT64) for name in self.extra}
+        ids = b.input("tokens", (self.batch, self.length), self.ids)
+        given = {name: b.input(name, (self.batch, self.length), INT64) for name in self.extra}
         sizes = b.op("Shape", ids)
         length = b.op("Gather", sizes, b.n(1))
         steps = b.op("Range", b.n(0), length, b.n(1))
@@ -302,6 +303,17 @@ def test_the_last_layer_computes_selected_tokens_only() -> None:
     rows = {n.op_type: str(n.outputs[0].shape) for n in graph}
     assert rows["Relu"] == "[batch,selected,32]"
     assert next(str(n.outputs[0].shape) for n in graph if n.op_type == "Relu") == "[batch,tokens,32]"
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_fixed_batch_stays_fixed(merged: bool) -> None:
+    program = lowered(derived(Net(batch=1, merged=merged)))
+    assert str(program.inputs("decode")[0]) == "tokens: int64[1, tokens]"
+    stepper, ids = Stepper(program), list(range(3, 12))
+    stepper.start(1)
+    stepper.step([ids[:4]])
+    logits, _ = stepper.step([ids[4:]])
+    np.testing.assert_allclose(logits[0, 0], whole_logits(program, ids)[-1], rtol=1e-4, atol=1e-5)
 
 
 def _mean(b: Tiny, x: ir.Value) -> ir.Value:
