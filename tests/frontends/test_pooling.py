@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from miaotui.compiler.errors import CompileError, ModelError, UnsupportedError
 from miaotui.compiler.program import Program
 from miaotui.compiler.task import FILE, TextTask
@@ -85,6 +86,33 @@ def test_head_that_the_configuration_names_is_left_out(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": ["BertForMaskedLM"]}))
     assert embedded(tmp_path).shape == (3, 32)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+FAMILIES = {
+    "T5's encoder": (
+        "T5ForConditionalGeneration", "T5Config",
+        {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}, None,
+    ),
+    "MPNet": ("MPNetModel", "MPNetConfig", {**SMALL, "max_position_embeddings": 34}, 32),
+    "Qwen3": (
+        "Qwen3Model", "Qwen3Config",
+        {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32}, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_are_pooled_too(name, tmp_path):
+    kind, config, sizes, most = FAMILIES[name]
+    sentence_folder(tmp_path, {}, normalize=False)
+    module = getattr(transformers, kind)(getattr(transformers, config)(vocab_size=900, **sizes)).eval()
+    module.save_pretrained(tmp_path)
+    encoder = module.get_encoder() if module.config.is_encoder_decoder else module
+    with torch.no_grad():
+        hidden = encoder(input_ids=IDS, attention_mask=MASK)[0]
+    assert np.abs(embedded(tmp_path) - by_hand(hidden, "mean").numpy()).max() < 1e-5
+    assert load(tmp_path).program.dims["sequence"].maximum == most
 
 
 def task(folder) -> TextTask:
