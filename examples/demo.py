@@ -43,7 +43,7 @@ def answer(model: miaotui.Executable, console: Console) -> Speed:
         console.print(piece, end="", highlight=False, markup=False, soft_wrap=True, style="bold")
     console.print()
     timings = stream.result.timings
-    return Speed(timings.ttft, timings.decode_rate)
+    return Speed(timings.ttft, timings.decode_rate or 0.0)
 
 
 def llama_cpp(gguf: Path) -> Speed | None:
