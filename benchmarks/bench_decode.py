@@ -27,8 +27,8 @@ PREFILLS = (128, 512)
 NEW = 127
 """Tokens decoded behind NEAR: contexts 129 to 255."""
 FAR_NEW = 24
-RIVALS = {"fp32": "genai fp32", "int8": "genai int4", "int4": "genai int4", "gguf": "genai int4"}
-"""What each precision of ours is measured against."""
+RIVALS = {"fp32": "genai fp32", **dict.fromkeys(("int8", "int4", "int4o4", "gguf"), "genai int4")}
+"""What each precision of ours is measured against. ``int4o4``: the output layer in 4 bits, as theirs is."""
 
 
 class Engine(Protocol):
@@ -234,8 +234,10 @@ def compiled(work: Path, source: Path, precision: str) -> Path:
         from support.models import smollm2_gguf
 
         print(f"compile {precision}", file=sys.stderr)
-        model, asked = (smollm2_gguf(), "fp32") if precision == "gguf" else (source, precision)
-        miaotui.compile(model, precision=asked, output=folder, timing=0.0, keep_source=False).close()
+        model, asked = (smollm2_gguf(), "fp32") if precision == "gguf" else (source, precision[:4])
+        enable = ("quantize-weights{output=4}",) if precision == "int4o4" else ()
+        options: dict[str, Any] = {"enable": enable, "timing": 0.0, "keep_source": False}
+        miaotui.compile(model, precision=asked, output=folder, **options).close()
     return folder
 
 
@@ -267,7 +269,7 @@ def main() -> None:
         "--work", type=Path, default=Path("/tmp/miaotui-bench-decode"), help="kept between runs"
     )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--ours", default="fp32,int8,int4,gguf")
+    parser.add_argument("--ours", default="fp32,int8,int4,int4o4,gguf")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     source = hugging_face_folder(options.work / "smollm2")
