@@ -45,10 +45,12 @@ class Values:
 
 def sort_values(graph: ir.Graph) -> Values:
     """Sort the values of ``graph``. Raises: NoMatch, with a reason if it looked like a decoder."""
-    if not any(n.op_type == "Attention" and n.domain == "" for n in graph):
-        skip()
     inputs = [v for v in graph.inputs if v.name not in graph.initializers]
     tokens = _tokens(graph, inputs)
+    if not any(n.op_type == "Attention" and n.domain == "" for n in graph):
+        if any(n.op_type == "Softmax" for n in graph):
+            decline("no attention was recognised (--why-not raise-attention may say why)")
+        skip()
     assert tokens.shape is not None
     batch, sequence = map(dim_of, tokens.shape)
     if not isinstance(sequence, str) or not sequence.isidentifier():

@@ -279,3 +279,29 @@ def test_leaves_a_mask_that_widens_the_scores() -> None:
     program = graph(signature, KEYS + "c = MatMul(q, kt) w = Add(c, m)" + END)
     result = RaiseAttention().run(program, PassContext())
     assert not result.changed and "the mask broadcasts the scores" in reasons(result)
+
+
+def test_heads_repeated_before_they_are_turned_and_rotated_are_shared_too() -> None:
+    program = graph(
+        "(float[b,4,s,8] q, float[b,s,2,1,8] k, float[b,s,2,1,8] v, float[b,s,4] cos, float[b,s,4] sin)"
+        " => (float[b,4,s,8] y)",
+        """
+        wide_k = Expand(k, wide)  flat_k = Reshape(wide_k, flat)
+        turned_k = Transpose<perm=[0,2,1,3]>(flat_k)  keys = RotaryEmbedding(turned_k, cos, sin)
+        wide_v = Expand(v, wide)  flat_v = Reshape(wide_v, flat)  values = Transpose<perm=[0,2,1,3]>(flat_v)
+        y = Attention(q, keys, values)
+        """,
+        wide=[1, 1, 1, 2, 1], flat=[0, 0, 4, 8],
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    shapes = {
+        "q": (2, 4, 5, 8),
+        "k": (2, 5, 2, 1, 8),
+        "v": (2, 5, 2, 1, 8),
+        "cos": (2, 5, 4),
+        "sin": (2, 5, 4),
+    }
+    feeds = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    check(ShareKvHeads(), program, [feeds])
+    (node,) = [n for n in program.main.graph if n.op_type == "Attention"]
+    assert [value.shape[1] for value in node.inputs[1:3]] == [2, 2]
