@@ -54,11 +54,13 @@ def _earliest(pipelines: Sequence[str]) -> str:
 
 def listing() -> list[dict[str, Any]]:
     """One entry per pass: name, room, summary, options with defaults, and the pipelines it is part of."""
-    from ..compiler.options import CompileOptions, Precision, Target
+    from ..compiler.options import CPU_ONLY, CompileOptions, Precision, Target
     from ..passes.pipeline import all_passes, pipeline
 
     members: dict[str, list[str]] = {}
     for device, level, precision in product(DEVICES, (0, 1, 2), get_args(Precision)):
+        if precision in CPU_ONLY and device != "cpu":
+            continue
         place = f"{device}:O{level}"
         for step in pipeline(CompileOptions(target=Target(device), opt=level, precision=precision)):
             known = members.setdefault(step.name, [])

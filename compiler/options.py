@@ -12,6 +12,8 @@ from .errors import OptionError
 from .program import Dim, DimRange
 
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
+CPU_ONLY = ("int8", "int4")
+"""Precisions whose kernels are chosen for the CPU; on CUDA they are neither lowered nor measured."""
 Device: TypeAlias = Literal["cpu", "cuda"]
 BackendName: TypeAlias = Literal["auto", "ort"]
 
@@ -148,6 +150,9 @@ class CompileOptions:
             if value not in choices:
                 fix = f"use one of {', '.join(map(str, choices))}"
                 raise OptionError(flag, f"{value!r} is not offered", fix)
+        if self.precision in CPU_ONLY and self.target.device != "cpu":
+            fact = f"{self.precision!r} is not offered for --target {self.target.device}"
+            raise OptionError("--precision", fact, "use fp16 there, or the CPU")
         if self.budget is not None and not self.budget > 0:
             raise OptionError("--budget", f"{self.budget} is not positive", "give an error such as 1e-4")
         if self.threads is not None and self.threads < 1:

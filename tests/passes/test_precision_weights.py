@@ -12,7 +12,7 @@ from miaotui.compiler.ir.builder import INT64, Builder
 from miaotui.compiler.ir.constants import constant_tensor
 from miaotui.compiler.ir.evaluate import evaluate
 from miaotui.compiler.ir.quantized import BlockedWeight, blocked_weight
-from miaotui.compiler.options import CompileOptions
+from miaotui.compiler.options import CompileOptions, Target
 from miaotui.compiler.program import Program
 from miaotui.passes.base import PassContext
 from miaotui.passes.lowering.onnxruntime.blocked import UseBlockKernels
@@ -221,3 +221,8 @@ def test_precision_turns_it_on_and_options_reach_it(precision: Any) -> None:
 def test_refuses_unknown_options(options: str) -> None:
     with pytest.raises(OptionError):
         QuantizeWeights().with_options(options)
+
+
+def test_refuses_targets_without_kernels() -> None:
+    with pytest.raises(OptionError, match="not offered for --target cuda"):
+        CompileOptions(target=Target("cuda"), precision="int8")
