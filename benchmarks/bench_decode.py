@@ -125,7 +125,7 @@ def measure(engines: Mapping[str, Engine], rounds: int, seed: int = 0) -> dict[s
             for name in order:
                 seconds = timed(lambda e=engines[name], p=prompts[length]: e.prefill(p))  # type: ignore[misc]
                 keep(found[name], f"prefill {length}", seconds / length, number)
-        for length, new in ((NEAR, NEW), (FAR, FAR_NEW)):
+        for length, new in ((NEAR, NEW), (FAR, FAR_NEW))[: 1 if number < 0 else 2]:
             for name in order:
                 engines[name].prefill(prompts[length])
                 steps = [timed(engines[name].step) for _ in range(new)]
