@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,15 +17,17 @@ from ...compiler.dialect import MIAOTUI
 from ...compiler.ir.constants import constant, is_constant
 from ...compiler.program import Decoding, Dim, DimRange, Program, StateTensor
 from ..base import decline
+from .call import SELECTED, TOKENS, Call
 from .encoder import Encoder, row_of_mask
 from .evaluation import FAILURES, Probe, SizedEvaluator
 from .masks import Judge, Mask
 from .rows import Rows, Whole
+from .tail import behind, selectable, tail_nodes
 from .token_axes import Axes, TokenAxes, dims, rank
 from .values import Values, logits_of
 from .writer import Writer
 
-BATCH, TOKENS, SELECTED, CAPACITY = "batch", "tokens", "selected", "capacity"
+BATCH, CAPACITY = "batch", "capacity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def build_decoder(program: Program, values: Values) -> Built:
     """The cached decoder of ``program``'s main entry. Raises: NoMatch with what stands against it."""
     logits = logits_of(values.graph, values.tokens)
     assert logits is not None
-    needed = _behind(logits)
+    needed = behind([logits])
     axes = TokenAxes(values, [n for n in values.graph if n in needed])
     if not axes.attention:
         decline("the logits depend on no Attention")
@@ -50,18 +52,6 @@ def build_decoder(program: Program, values: Values) -> Built:
         decline(f"{logits.name} is not [batch, sequence, vocabulary]")
     build = _Build(program, values, axes, logits, needed)
     return build.run()
-
-
-def _behind(value: ir.Value) -> set[ir.Node]:
-    """The nodes that ``value`` is computed by."""
-    found: set[ir.Node] = set()
-    pending = [value.producer()]
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            pending.extend(v.producer() for v in node.inputs if v is not None)
-    return found
 
 
 class _Region:
@@ -85,14 +75,11 @@ class _Build:
         write.reserve("logits", "next", *(f"{t}_{k}_{i}" for t in ("past", "present")
                                           for k in ("key", "value") for i in range(count)))  # fmt: skip
         self.batch_size = batch = BATCH if values.batch is None else values.batch
-        self.ids = write.input(str(values.tokens.name), ir.DataType.INT64, [batch, TOKENS])
-        self.lengths = write.input("past_lengths", ir.DataType.INT64, [batch])
-        self.select = write.input("select", ir.DataType.INT64, [batch, SELECTED])
-        self._lazy: dict[str, ir.Value] = {}
-        whole = Whole(write, self.evaluator, self.total)
-        self.body = _Region(Rows(whole, self.positions), TOKENS)
-        self.tail = _Region(Rows(whole, self.selected_positions), SELECTED)
-        ids = self.ids
+        self.call = call = Call(write, str(values.tokens.name), batch)
+        whole = Whole(write, self.evaluator, call.total)
+        self.body = _Region(Rows(whole, call.positions), TOKENS)
+        self.tail = _Region(Rows(whole, call.selected_positions), SELECTED)
+        ids = call.ids
         if values.tokens.dtype not in (None, ir.DataType.INT64):
             ids = write.op("Cast", ids, to=int(values.tokens.dtype), dtype=values.tokens.dtype)
         self.body.made[values.tokens] = ids
@@ -113,7 +100,7 @@ class _Build:
 
     def run(self) -> Built:
         """Write everything. Raises: NoMatch."""
-        tail = self._tail_nodes()
+        tail = tail_nodes(self.axes, self.needed)
         for node in self.values.graph:
             if node in self.needed and any(o in self.axes.axes for o in node.outputs):
                 self._node(node, self.tail if node in tail else self.body)
@@ -146,7 +133,7 @@ class _Build:
     def _context(self) -> int | None:
         """Positions the model can hold: what its position tables have, and what the source says."""
         bounds = [] if self.limit is None else [self.limit]
-        probe = Probe(self.positions(), self.total())
+        probe = Probe(self.call.positions(), self.call.total())
         for indices, length in self.body.rows.tables.items():
             found = probe.run(probe.cut(indices), np.array([0, 1, length - 1]), length)
             if found is not None and found.size == 3 and (np.diff(found.ravel()) == [1, length - 2]).all():
@@ -161,91 +148,15 @@ class _Build:
             text += f", windows of {', '.join(map(str, windows))}"
         return text + (", with a bias" if biased else "")
 
-    # values of a call
-
-    def once(self, name: str, make: Callable[[], ir.Value]) -> ir.Value:
-        """``make()`` the first time."""
-        if name not in self._lazy:
-            self._lazy[name] = make()
-        return self._lazy[name]
-
-    def tokens(self) -> ir.Value:
-        """int64[1]: new tokens of each row."""
-        return self.once("tokens", lambda: self.write.op("Shape", self.ids, start=1, end=2))
-
-    def positions(self) -> ir.Value:
-        """int64[batch, tokens]: absolute positions of the new tokens."""
-        write = self.write
-
-        def make() -> ir.Value:
-            zero, one = write.const(np.int64(0), "zero"), write.const(np.int64(1), "one")
-            steps = write.op("Range", zero, write.op("Squeeze", self.tokens()), one)
-            return write.op("Add", write.op("Unsqueeze", self.lengths, write.ints(1)), steps)
-
-        return self.once("positions", make)
-
-    def selected_positions(self) -> ir.Value:
-        """int64[batch, selected]: absolute positions of the selected tokens."""
-        write = self.write
-        return self.once(
-            "selected",
-            lambda: write.op("Add", write.op("Unsqueeze", self.lengths, write.ints(1)), self.select),
-        )
-
-    def total(self) -> ir.Value:
-        """int64[1]: tokens of the longest row afterwards."""
-        write = self.write
-        return self.once(
-            "total",
-            lambda: write.op("Add", write.op("ReduceMax", self.lengths, keepdims=1), self.tokens()),
-        )
-
-    # nodes
-
-    def _tail_nodes(self) -> set[ir.Node]:
-        """Nodes that no attention depends on, as far up as their tokens can be selected."""
-        mixing = _behind_all(self.axes.attention) | set(self.axes.attention)
-        tail: set[ir.Node] = set()
-        for node in self.values.graph:
-            if (
-                node not in self.needed
-                or node in mixing
-                or not any(o in self.axes.axes for o in node.outputs)
-            ):
-                continue
-            outside = [v for v in node.inputs if v in self.axes.axes and v.producer() not in tail]
-            if all(self._selectable(v) for v in outside if v is not None):
-                tail.add(node)
-        changed = True
-        while changed:
-            leaving = [node for node in tail if self._leaves(node, tail)]
-            tail.difference_update(leaving)
-            changed = bool(leaving)
-        return tail
-
-    def _leaves(self, node: ir.Node, tail: set[ir.Node]) -> bool:
-        """Whether the tail can't keep ``node``: it is read outside, or a view better selected from."""
-        readers = {u for o in node.outputs for u in o.consumers() if u in self.needed}
-        if any(u not in tail and any(o in self.axes.axes for o in u.outputs) for u in readers):
-            return True
-        inputs = [v.producer() for v in node.inputs if v is not None and v in self.axes.axes]
-        view = node.op_type in ("Reshape", "Transpose", "Squeeze", "Unsqueeze") and not tail & set(inputs)
-        return view and self._selectable(node.outputs[0])
-
-    def _selectable(self, value: ir.Value) -> bool:
-        axes = self.axes.axes[value]
-        return value is not self.values.tokens and (axes.batch, axes.token) == (-rank(value), 1 - rank(value))
-
     def _in(self, value: ir.Value, region: _Region) -> ir.Value:
         """The copy of a data value in a region; selected from the body for the tail."""
         found = region.made.get(value)
         if found is not None:
             return found
         assert region is self.tail
-        if value is self.values.tokens or not self._selectable(value):
+        if not selectable(value, self.axes):
             decline(f"{value.name} can't be cut to the selected tokens")
-        indices = self.once("indices", lambda: self.write.op("Unsqueeze", self.select, self.write.ints(-1)))
-        region.made[value] = self.write.op("GatherND", self.body.made[value], indices, batch_dims=1)
+        region.made[value] = self.call.selected(self.body.made[value])
         return region.made[value]
 
     def _node(self, node: ir.Node, region: _Region) -> None:
@@ -288,7 +199,9 @@ class _Build:
             elif dim in (self.values.batch, self.values.sequence):
                 axis = 0 if dim == self.values.batch else 1
                 parts.append(
-                    self.write.op("Shape", self.select, start=axis, end=axis + 1, dtype=ir.DataType.INT64)
+                    self.write.op(
+                        "Shape", self.call.select, start=axis, end=axis + 1, dtype=ir.DataType.INT64
+                    )
                 )
             else:
                 decline(f"Reshape {node.name} has no known sizes where no token is selected")
@@ -316,8 +229,8 @@ class _Build:
         """The rows of a sized operand, checked by evaluation."""
         written = region.rows(value, where.token, where.batch)
         if (written, value) not in self.checked:
-            positions = self.positions() if region is self.body else self.selected_positions()
-            Probe(positions, self.total()).check(value, written, self.evaluator, self.limit)
+            positions = self.call.positions() if region is self.body else self.call.selected_positions()
+            Probe(positions, self.call.total()).check(value, written, self.evaluator, self.limit)
             self.checked.add((written, value))
         return written
 
@@ -344,7 +257,7 @@ class _Build:
 
     def _shape_source(self, source: ir.Value, region: _Region) -> ir.Value:
         if source is self.values.tokens or source in self.values.substituted:
-            return self.ids if region is self.body else self.select
+            return self.call.ids if region is self.body else self.call.select
         return self._in(source, region)
 
     # attention
@@ -362,16 +275,17 @@ class _Build:
             assert new.dtype is not None
             shape = [self.batch_size, heads, CAPACITY, size]
             past.append(write.input(f"past_{kind}_{number}", new.dtype, shape))
+        added = [] if bias is None else [bias]
         made = write.ops(
-            "CachedAttention", query, key, value, *past, self.lengths, *([bias] if bias is not None else []),
-            outputs=3, domain=MIAOTUI, scale=float(scale), softcap=attributes.get_float("softcap", 0.0),
-            window=mask.window,
+            "CachedAttention", query, key, value, *past, self.call.lengths, *added, outputs=3, domain=MIAOTUI,
+            scale=float(scale), softcap=attributes.get_float("softcap", 0.0), window=mask.window,
         )  # fmt: skip
         producer = made[0].producer()
         assert producer is not None
         producer.metadata_props.update(node.metadata_props)
         output = node.outputs[0]
-        made[0].shape = query.shape
+        if query.shape is not None and value.shape is not None:
+            made[0].shape = ir.Shape([*query.shape[:3], value.shape[3]])
         result = made[0]
         if rank(output) == 3:
             result = write.op("Transpose", result, perm=[0, 2, 1, 3])
@@ -446,7 +360,7 @@ class _Build:
             return Mask(), None
         if (value, causal) not in self.masks:
             rows = cache(lambda v: self.body.rows(v, -2, -4))
-            probe = Probe(self.positions(), self.total())
+            probe = Probe(self.call.positions(), self.call.total())
             mask = Judge(self.evaluator, probe, self.limit).judge(value, rows, causal)
             written = None if mask.bias is None else self._bias(rows(mask.bias), mask.bias, node)
             self.masks[value, causal] = mask, written
@@ -463,7 +377,7 @@ class _Build:
             written = write.op("Where", written, zero, lowest, dtype=dtype)
         elif source.dtype != dtype:
             written = write.op("Cast", written, to=int(dtype), dtype=dtype)
-        target = write.op("Concat", write.ints(1, 1), self.tokens(), write.ints(1), axis=0)
+        target = write.op("Concat", write.ints(1, 1), self.call.tokens(), write.ints(1), axis=0)
         return write.op("Expand", written, target)
 
 
@@ -485,17 +399,6 @@ def _sorted_factors(dim: Dim) -> Dim:
     """A product of sizes as inference writes it."""
     parts = dim.split("*") if isinstance(dim, str) else []
     return "*".join(sorted(parts)) if len(parts) > 1 and all(p.isidentifier() for p in parts) else dim
-
-
-def _behind_all(nodes: list[ir.Node]) -> set[ir.Node]:
-    found: set[ir.Node] = set()
-    pending = [v.producer() for node in nodes for v in node.inputs if v is not None]
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            pending.extend(v.producer() for v in node.inputs if v is not None)
-    return found
 
 
 def dims_of(value: ir.Value, node: ir.Node) -> list[int]:

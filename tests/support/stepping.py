@@ -18,11 +18,11 @@ Array = np.ndarray[Any, Any]
 
 
 def lowered(program: Program, **options: Any) -> Program:
-    """``program`` after the whole pipeline, verified after every pass."""
+    """``program`` after the whole pipeline, verified at its end."""
     made = program.clone()
     for step in pipeline(CompileOptions(**options)):
         step.run(made, PassContext())
-        verify(made, after=step.name)
+    verify(made)
     return made
 
 
