@@ -14,10 +14,14 @@ from .lower import Lowered, Recipe
 from .never_slower import Trial, keep_what_pays, race
 from .progress import Journal
 from .proof import Evidence, Proof, prove
-from .workbench import Built, Workbench
+from .workbench import Built, Workbench, tensor_bytes
 
 FINAL = 2.5
 """Seconds spent on the last comparison with the source."""
+
+
+BASELINE = 1 << 30
+"""Bytes of weights up to which a source that is not kept is built and opened only to be timed against."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +111,16 @@ class Judge:
         if verdict.untried:
             left = ", ".join(verdict.untried)
             self.journal.note(f"not timed one by one within {options.timing:g} s (-O3 takes longer): {left}")
-        source = self.bench.source(self.recipe.source) if result.source is None else result.source
+        kept = replace(result, lowered=verdict.lowered, best=verdict.built, reverted=reverted)
+        kept = replace(kept, trials=verdict.trials)
+        source = result.source
+        if source is None:
+            if (size := tensor_bytes(self.recipe.source)) > BASELINE:
+                self.journal.note(f"not timed against the source, which takes {size / 1e9:.1f} GB")
+                return kept
+            source = self.bench.source(self.recipe.source)
         final = race(verdict.built, source, inputs, threads=options.threads, seconds=FINAL)
-        kept = replace(result, lowered=verdict.lowered, best=verdict.built, source=source, reverted=reverted)
-        return replace(kept, trials=verdict.trials, race=final)
+        return replace(kept, source=source, race=final)
 
     def limit(self, built: Built) -> Limit:
         """What its outputs are judged by: the budget, else what the precision of its weights allows."""

@@ -47,6 +47,8 @@ class StepwiseRunner:
         tokens = np.asarray(inputs[self._decoding.tokens])
         batch, sequence = tokens.shape
         capacity = min(sequence + _SPARE, self._decoding.context or sequence + _SPARE)
+        if capacity < sequence:
+            raise InternalError(f"{sequence} tokens do not fit the context of {capacity}")
         constants, state = self._constants(inputs), self._state(batch, capacity)
         lengths = np.zeros(batch, np.int64)
         behind = np.arange(batch) % 3
