@@ -16,8 +16,11 @@ from .workbench import Built, Workbench
 NOISE = 0.98
 """A pass is reverted if its speedup is, with 95 % confidence, below this."""
 
-TRIAL = 1.5
+TRIAL = 1.2
 """Most seconds spent on timing one pass; a clear case takes six rounds."""
+EXACT = 0.03
+"""Width of the confidence interval, as a share of the ratio, at which the last comparison ends."""
+
 PROMPT, WRITTEN = 32, 4
 """Tokens of the prompt, and tokens written after it, when a pass is timed in a language model."""
 
@@ -26,15 +29,21 @@ TOGETHER = 256 << 20
 
 
 def race(first: Built, second: Built, inputs: Arrays, *, threads: int | None, seconds: float) -> BenchResult:
-    """Time ``first`` against ``second``, the baseline, interleaved within about ``seconds``.
+    """Time ``first`` against ``second``, the baseline, until it is exact or about ``seconds`` are over.
 
     A program with state is timed at what it is for, the next token of a prompt.
     """
+
+    def is_exact(timings: Timings) -> bool:
+        gain = timings.speedup(first.name, second.name)
+        return gain.high - gain.low < EXACT * gain.ratio
+
     return bench(
         [_candidate(first, threads), _candidate(second, threads)],
         inputs,
         runs=30,
         seconds=seconds,
+        enough=is_exact,
         target=first.model.target,
         threads=threads,
         together=_fit_together(first, second),
