@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -130,17 +131,26 @@ def _require_fusable(layers: Sequence[Linear]) -> None:
         decline("one projection serves twice")
 
 
+_JOINED: WeakValueDictionary[tuple[int, ...], ir.LazyTensor] = WeakValueDictionary()
+"""Joined tensors by their parts, which they hold: entries that share weights share the joined ones too."""
+
+
 def _joined(values: Sequence[ir.Value], axis: int) -> ir.LazyTensor:
     """The constants joined along ``axis`` when the tensor is read; nothing is loaded now."""
     tensors = [tensor for tensor in map(constant_tensor, values) if tensor is not None]
+    key = axis, *map(id, tensors)
+    known = _JOINED.get(key)
+    if known is not None:
+        return known
     shape = list(tensors[0].shape.numpy())
     shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors)
-    return ir.LazyTensor(
+    made = _JOINED[key] = ir.LazyTensor(
         lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis)),
         dtype=tensors[0].dtype,
         shape=ir.Shape(shape),
         name="joined",
     )
+    return made
 
 
 def _joined_bias(layers: Sequence[Linear]) -> ir.TensorProtocol:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as ir
 
+from ...compiler.dialect import MIAOTUI
 from ...compiler.ir.constants import constant_tensor
 from ...compiler.ir.rewrite import Rewriter
-from ..base import PassContext, RewritePass, decline, skip
+from ...compiler.program import Program
+from ..base import PassContext, PassResult, RewritePass, decline, skip
 from .linear import Linear, fuse, linear
 
 VIEWS = frozenset(
@@ -47,14 +49,23 @@ class ParallelFusion(RewritePass):
 
 @dataclass(frozen=True)
 class FuseQkv(ParallelFusion):
-    """Compute query, key and value (or cross-attention's key and value) in one product."""
+    """Compute query, key and value (or cross-attention's key and value) in one product.
+
+    Attention over a cache takes the product whole on the CPU, too: with nothing to split, SmolLM2's tokens
+    are decoded 4 % faster. Then all entries join them, to share the joined weights.
+    """
 
     name: ClassVar[str] = "fuse-qkv"
-    anchors: ClassVar[frozenset[str]] = frozenset({"Attention"})
+    anchors: ClassVar[frozenset[str]] = frozenset({"Attention", "CachedAttention"})
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        """Try every anchor; on the CPU, too, if the program keeps a cache."""
+        step = self if program.decoding is None else replace(self, on=(*self.on, "cpu"))
+        return super(FuseQkv, step).run(program, context)
 
     def rewrite(self, node: ir.Node, at: Rewriter, context: PassContext) -> str:
         """Join the projections of one Attention."""
-        if node.domain != "":
+        if node.domain != ("" if node.op_type == "Attention" else MIAOTUI):
             skip()
         layers = [_projection(value) for value in node.inputs[:3]]
         found = [layer for layer in layers if layer is not None]

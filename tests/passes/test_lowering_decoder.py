@@ -12,6 +12,7 @@ from miaotui.compiler.options import Target
 from miaotui.compiler.program import Program
 from miaotui.passes.base import PassContext
 from miaotui.passes.cleanup import CLEANUP
+from miaotui.passes.fusion import FUSION
 from miaotui.passes.lowering.onnxruntime.gqa import UseGroupQueryAttention
 from support.decode_graphs import Arrays, Layers, ort_decode
 from support.rewriting import reasons, run_pass
@@ -164,3 +165,31 @@ def test_no_selected_token_is_fine() -> None:
         0,
         layers.vocabulary,
     )
+
+
+def test_a_program_with_a_cache_joins_query_key_and_value_on_the_cpu_too() -> None:
+    layers = Layers(norms=False)
+    program = layers.program()
+    feed = layers.feeds([3, 0], 4)
+    wanted = evaluate(program.entries["decode"], feed)
+    for step in CLEANUP:
+        step.run(program, PassContext())
+    program.entries["other"] = program.entries["decode"].clone()
+    for step in FUSION:
+        step.run(program, PassContext())
+    first, second = (
+        {id(v.const_value) for n, v in m.graph.initializers.items() if n.startswith("joined")}
+        for m in program.entries.values()
+    )
+    assert first == second
+    assert len(first) == layers.layers
+    run_pass(UseGroupQueryAttention(), program)
+    found = operators(program)
+    assert found["MatMul"] == 5 * layers.layers + 1
+    assert "Split" not in found
+    assert_like(layers, ort_decode(program, feed), wanted, feed)
+    plain = layers.program()
+    plain.decoding = None
+    for step in (*CLEANUP, *FUSION):
+        step.run(plain, PassContext())
+    assert operators(plain)["MatMul"] == 7 * layers.layers + 1
