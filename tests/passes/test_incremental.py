@@ -253,7 +253,6 @@ def test_a_bias_leaves_out_what_the_operator_masks_by_itself() -> None:
         Net(extra=("attention_mask", "position_ids")),
         Net(extra=("position_ids",), mask=alibi),
     ],
-    ids=str,
 )
 def test_steps_equal_the_whole_sequence(net: Net) -> None:
     assert_steps_equal_whole(lowered(derived(net)))
