@@ -93,9 +93,15 @@ def _load_object(source: object, options: CompileOptions, inputs: object) -> Imp
 
         if isinstance(source, torch.jit.ScriptModule):
             raise refuse_script()
+        if not _is_transformers(source):
+            return import_module(source, options, inputs)
+        from .huggingface import default_inputs, describe_decoder
+
         if inputs is None and not options.inputs:
-            inputs = _conventional_inputs(source)
-        return import_module(source, options, inputs)
+            inputs = default_inputs(source)
+        imported = import_module(source, options, inputs)
+        describe_decoder(imported.program, source)
+        return imported
     from .memory import import_memory, is_onnx
 
     if is_onnx(source):
@@ -128,14 +134,10 @@ def reference_of(
     return imported.reference
 
 
-def _conventional_inputs(module: Any) -> object:
-    """What a transformers model takes by its own convention; None for any other module."""
+def _is_transformers(module: Any) -> bool:
+    """Whether the module is of transformers, which has conventions for inputs and a configuration."""
     transformers = sys.modules.get("transformers")
-    if transformers is not None and isinstance(module, _class(transformers, "PreTrainedModel")):
-        from .huggingface import default_inputs
-
-        return default_inputs(module)
-    return None
+    return transformers is not None and isinstance(module, _class(transformers, "PreTrainedModel"))
 
 
 def _with_examples(imported: Import, inputs: object) -> Import:

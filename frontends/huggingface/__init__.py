@@ -68,4 +68,4 @@ def _tensor(folder: Folder, name: str) -> ir.TensorProtocol:
     return stored.tensor(name, ir.DataType.FLOAT if stored.dtype.is_floating_point() else None)
 
 
-__all__ = ["default_inputs", "import_hf_folder"]
+__all__ = ["default_inputs", "describe_decoder", "import_hf_folder"]

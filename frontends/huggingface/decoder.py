@@ -16,15 +16,20 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_
 def describe_decoder(program: Program, module: Any) -> None:
     """Set the context and add generation settings if ``module`` generates; settings it has stay.
 
-    Rotary positions have no end that an export could see: without another bound, the context is sequences'.
+    Rotary positions have no end that an export could see, and shifted tables one that is too large: without
+    another bound, the context is that of every sequence.
     """
     if not module.can_generate():
         return
     config = module.config.get_text_config()
-    program.context = next((int(n) for n in (getattr(config, key, None) for key in _CONTEXT) if n), None)
-    span = program.dims.get(SEQUENCE)
-    if program.context and span is not None and span.maximum is None and not module.config.is_encoder_decoder:
-        program.dims[SEQUENCE] = DimRange(min(span.minimum, program.context), program.context)
+    context = next((int(n) for n in (getattr(config, key, None) for key in _CONTEXT) if n), None)
+    program.context = context
+    if context is not None:
+        program.dims |= {
+            name: DimRange(min(span.minimum, context), context)
+            for name, span in program.dims.items()
+            if SEQUENCE in name and span.maximum is None
+        }
     if GENERATION not in program.assets:
         ids = {key: getattr(config, key, None) for key in _TOKENS}
         known = {key: value for key, value in ids.items() if value is not None}

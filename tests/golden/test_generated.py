@@ -30,7 +30,7 @@ def test_decoders_generate_as_transformers_does(family: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["t5"])
+@pytest.mark.parametrize("family", ["t5", "bart"])
 def test_encoder_decoders_generate_as_transformers_does(family: str, tmp_path: Path) -> None:
     model = build(*TRANSLATORS[family])
     model.save_pretrained(tmp_path / "model")
