@@ -240,6 +240,7 @@ RECURRENT = {
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_recurrent_layers_stay_operators(name):
+    torch.manual_seed(0)  # rectified outputs can all be near zero, where no error is small against them
     module = RECURRENT[name]()
     imported = import_module(module, options("input:[a,b,6]"))
     counts = Counter(node.op_type for node in imported.program.main.graph)

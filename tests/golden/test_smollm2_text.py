@@ -10,7 +10,10 @@ import pytest
 from miaotui.runtime.executable import Executable
 from support.models import MODELS, smollm2_gguf
 
-PROMPTS = ("The capital of France is", "one two three four, one two three four, one two")
+PROMPTS = (
+    "Question: Why is the sky blue?\nAnswer:",
+    "one two three four, one two three four, one two",
+)
 COUNT = 256
 
 
