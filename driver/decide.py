@@ -16,7 +16,7 @@ from .progress import Journal
 from .proof import Evidence, Proof, prove
 from .workbench import Built, Workbench, tensor_bytes
 
-FINAL = 2.5
+FINAL = 2.0
 """Seconds spent on the last comparison with the source."""
 
 

@@ -16,7 +16,7 @@ from .workbench import Built, Workbench
 NOISE = 0.98
 """A pass is reverted if its speedup is, with 95 % confidence, below this."""
 
-TRIAL = 1.2
+TRIAL = 0.8
 """Most seconds spent on timing one pass; a clear case takes six rounds."""
 EXACT = 0.03
 """Width of the confidence interval, as a share of the ratio, at which the last comparison ends."""
