@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from . import attention, cache, conv, gather, gelu, gqa, matmul, norm, rotary
+from . import attention, cache, conv, fused_attention, gather, gelu, gqa, linear, matmul, norm, rotary
 from .base import MIAOTUI, MICROSOFT, Inferred, OpSchema, Parameter
 
 _ALL = (
     *attention.SCHEMAS,
     *cache.SCHEMAS,
     *conv.SCHEMAS,
+    *fused_attention.SCHEMAS,
     *gather.SCHEMAS,
     *gelu.SCHEMAS,
     *gqa.SCHEMAS,
+    *linear.SCHEMAS,
     *matmul.SCHEMAS,
     *norm.SCHEMAS,
     *rotary.SCHEMAS,

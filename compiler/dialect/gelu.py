@@ -11,13 +11,13 @@ import numpy as np
 from ..reference import Array
 from .base import GELU, OpSchema, StaticShapes, like_first, number, parameters
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def gelu(x: Array) -> tuple[Array]:
     """Exact Gelu: ``x/2 * (1 + erf(x / sqrt 2))``."""
     wide = x.astype(np.float64)
-    return ((wide / 2 * (1 + _erf(wide / math.sqrt(2)))).astype(x.dtype),)
+    return ((wide / 2 * (1 + erf(wide / math.sqrt(2)))).astype(x.dtype),)
 
 
 def bias_gelu(a: Array, b: Array) -> tuple[Array]:
