@@ -10,14 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import interleave as shared
 import miaotui
 import numpy as np
+from engines import Engine, Genai, Ours, genai_folder
 from miaotui.compiler.options import Target
 from miaotui.runtime.conditions import conditions
 
@@ -27,58 +26,10 @@ PREFILLS = (128, 512)
 NEW = 127
 """Tokens decoded behind NEAR: contexts 129 to 255."""
 FAR_NEW = 24
+CONTEXT = FAR + NEW + 2
+"""Tokens that every engine has room for."""
 RIVALS = {"fp32": "genai fp32", **dict.fromkeys(("int8", "int4", "int4o4", "gguf"), "genai int4")}
 """What each precision of ours is measured against. ``int4o4``: the output layer in 4 bits, as theirs is."""
-
-
-class Engine(Protocol):
-    """A decoder of one sequence."""
-
-    def prefill(self, ids: Sequence[int]) -> None:
-        """Start anew with ``ids`` and compute the next token's logits."""
-
-    def step(self) -> None:
-        """Append the most likely token and compute the next logits."""
-
-
-class Ours:
-    """An executable folder through the decoder that ``generate`` uses."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        self._generator = miaotui.open(folder).generator(threads=threads)
-        self._decoder = self._generator.begin([[1]], FAR + NEW)
-
-    def prefill(self, ids: Sequence[int]) -> None:
-        self._decoder = self._generator.begin([list(ids)], NEW + 1, self._decoder)
-
-    def step(self) -> None:
-        self._decoder.step()
-        self._decoder.tokens.tolist()
-
-
-class Genai:
-    """A folder of onnxruntime-genai's model builder, with buffers for as many tokens as ours."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        og = import_module("onnxruntime_genai")
-
-        config = og.Config(str(folder))
-        options = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
-        config.overlay(json.dumps(options))
-        self._og, self._model = og, og.Model(config)
-        self._generator: Any = None
-
-    def prefill(self, ids: Sequence[int]) -> None:
-        og, self._generator = self._og, None
-        parameters = og.GeneratorParams(self._model)
-        end = len(ids) + NEW + 2  # as the shortest too, or the end token would stop it
-        parameters.set_search_options(do_sample=False, max_length=end, min_length=end)
-        self._generator = og.Generator(self._model, parameters)
-        self._generator.append_tokens(np.asarray([ids], np.int32))
-        self._generator.generate_next_token()  # chooses from the prompt's logits, computes none
-
-    def step(self) -> None:
-        self._generator.generate_next_token()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,23 +192,6 @@ def compiled(work: Path, source: Path, precision: str) -> Path:
     return folder
 
 
-def built(work: Path, source: Path, precision: str) -> Path | None:
-    """onnxruntime-genai's folder for a precision; None if it is not installed."""
-    spec = find_spec("onnxruntime_genai")
-    if spec is None or spec.origin is None:
-        return None
-    folder = work / f"genai-{precision}"
-    if not (folder / "genai_config.json").is_file():
-        import subprocess
-
-        models = Path(spec.origin).parent / "models"
-        command = [sys.executable, str(models / "builder.py"), "-i", str(source), "-o", str(folder)]
-        command += ["-p", precision, "-e", "cpu", "-c", str(work / "cache")]
-        command += ["--extra_options", "int4_accuracy_level=4"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return folder
-
-
 def bytes_read(folder: Path) -> int:
     """What one decoded token reads of the weights: the weight files."""
     return sum(p.stat().st_size for p in folder.resolve().rglob("*") if p.suffix in (".bin", ".data"))
@@ -274,7 +208,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     source = hugging_face_folder(options.work / "smollm2")
     ours = {f"miaotui {p}": compiled(options.work, source, p) for p in options.ours.split(",")}
-    theirs = {f"genai {p}": built(options.work, source, p) for p in ("fp32", "int4")}
+    theirs = {f"genai {p}": genai_folder(options.work, source, p) for p in ("fp32", "int4")}
     rivals = {name: folder for name, folder in theirs.items() if folder is not None}
     weights = {name: bytes_read(folder) for name, folder in (ours | rivals).items()}
     rows: list[Row] = []
@@ -283,8 +217,8 @@ def main() -> None:
     for threads in shared.thread_counts():
         rates.append(read_rate(threads))
         print(f"{threads} threads read {rates[-1] / 1e9:.1f} GB/s", file=sys.stderr)
-        engines: dict[str, Engine] = {name: Ours(folder, threads) for name, folder in ours.items()}
-        engines |= {name: Genai(folder, threads) for name, folder in rivals.items()}
+        engines: dict[str, Engine] = {name: Ours(folder, threads, CONTEXT) for name, folder in ours.items()}
+        engines |= {name: Genai(folder, threads, CONTEXT) for name, folder in rivals.items()}
         found = measure(engines, options.rounds)
         rows += rows_of(found, threads, weights, rates[-1])
         print("\n".join(table(rows)))

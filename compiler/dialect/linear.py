@@ -52,7 +52,7 @@ def normalized(x: Array, norm: str, scale: Array | None, bias: Array | None, eps
     wide = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + epsilon)
     if scale is not None:
         wide = wide * scale
-    return wide if bias is None else wide + bias
+    return wide if bias is None else np.asarray(wide + bias)
 
 
 def linear(
