@@ -78,9 +78,11 @@ def openvino(path: Path, threads: int, inputs: Arrays) -> Run:
 
 
 @contextmanager
-def compiled(model: Any, inputs: Arrays, dims: Mapping[str, object]) -> Iterator[miaotui.Executable]:
+def compiled(
+    model: Any, inputs: Arrays, dims: Mapping[str, object], **options: Any
+) -> Iterator[miaotui.Executable]:
     """The module or ONNX file compiled for the CPU; the benchmark itself compares with torch and times."""
-    executable = miaotui.compile(model, inputs, dims=dims, verify=False)
+    executable = miaotui.compile(model, inputs, dims=dims, **{"verify": False, **options})
     try:
         yield executable
     finally:
