@@ -2,7 +2,7 @@
 #ifndef MIAOTUI_NORM_H
 #define MIAOTUI_NORM_H
 
-#include "linear.h"
+#include "linear_spec.h"
 #include "vector_math.h"
 
 /* The sum of `squared ? (x - mean)^2 : x` over a row, in an order that depends on `columns` alone. */
