@@ -15,7 +15,7 @@ typedef float f32x16u __attribute__((vector_size(64), aligned(4)));
 
 INLINE f32x16 load16(const float *p) { return *(const f32x16u *)p; }
 INLINE void store16(float *p, f32x16 v) { *(f32x16u *)p = v; }
-INLINE f32x16 splat16(float x) { return (f32x16){0} + x; }
+INLINE f32x16 splat16(float x) { return x - (f32x16){0}; } /* 0 + x would change -0 */
 
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
