@@ -15,7 +15,19 @@ Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
 CPU_ONLY = ("int8", "int4")
 """Precisions whose kernels are chosen for the CPU; on CUDA they are neither lowered nor measured."""
 Device: TypeAlias = Literal["cpu", "cuda"]
-BackendName: TypeAlias = Literal["auto", "ort"]
+BackendName: TypeAlias = Literal["auto", "ort", "native"]
+
+CPU_ARCHS = (
+    "native",
+    "x86-64-v4-bf16",
+    "x86-64-v4-vnni",
+    "x86-64-v4",
+    "x86-64-v3-vnni",
+    "x86-64-v3",
+    "x86-64",
+    "armv8.2-a",
+)
+"""Instruction sets that native code is compiled for; ``native``: the one of the CPU that compiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +45,20 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """``cpu``, ``cuda``, ``cuda:sm_90``, or an ONNX Runtime provider's name. Raises: OptionError."""
+        """``cpu``, ``cpu:x86-64-v3``, ``cuda``, ``cuda:sm_90``, or a provider of ONNX Runtime's.
+
+        Raises: OptionError.
+        """
         name, _, arch = text.partition(":")
         name = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}.get(name, name.lower())
-        if name == "cpu" and not arch:
-            return cls("cpu")
+        if name == "cpu" and (not arch or arch in CPU_ARCHS):
+            return cls("cpu", arch)
         if name == "cuda" and re.fullmatch(r"(sm_\d{2,3}a?)?", arch):
             return cls("cuda", arch)
-        raise OptionError("--target", f"{text!r} is no target", "use cpu, cuda or cuda:sm_90")
+        fix = "use cpu, cuda or cuda:sm_90"
+        if name == "cpu":
+            fix = f"use cpu, or cpu: and one of {', '.join(CPU_ARCHS)}"
+        raise OptionError("--target", f"{text!r} is no target", fix)
 
     def __str__(self) -> str:
         return f"{self.device}:{self.arch}" if self.arch else self.device
@@ -153,6 +171,13 @@ class CompileOptions:
         if self.precision in CPU_ONLY and self.target.device != "cpu":
             fact = f"{self.precision!r} is not offered for --target {self.target.device}"
             raise OptionError("--precision", fact, "use fp16 there, or the CPU")
+        if self.backend == "native" and self.target.device != "cpu":
+            raise OptionError(
+                "--backend", "native writes code for CPUs", "use --target cpu, or --backend ort"
+            )
+        if self.backend == "ort" and self.target.device == "cpu" and self.target.arch:
+            fact = f"ONNX Runtime chooses its kernels when it runs, not for {self.target.arch}"
+            raise OptionError("--target", fact, "use --target cpu, or --backend native")
         if self.budget is not None and not self.budget > 0:
             raise OptionError("--budget", f"{self.budget} is not positive", "give an error such as 1e-4")
         if self.threads is not None and self.threads < 1:
