@@ -11,12 +11,13 @@ from .base import Pass, Pipeline, parse_pass_spec
 from .cleanup import CLEANUP
 from .fusion import FUSION
 from .incremental import INCREMENTAL
+from .lowering.native import LOWER_NATIVE
 from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
 from .precision import PRECISION, WEIGHTS
 from .raising import RAISING
 
-LOWERING: dict[str, Pipeline] = {"cpu": LOWER_CPU, "cuda": LOWER_CUDA}
-"""Last stage, by device: into the operators its backend runs best."""
+LOWERING: dict[str, Pipeline] = {"cpu": LOWER_CPU, "cuda": LOWER_CUDA, "native": LOWER_NATIVE}
+"""Last stage, by device, or by backend where that has its own: into the operators it runs best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Stage:
 def stages(options: CompileOptions) -> tuple[Stage, ...]:
     """The order, and what is on at the optimization level and precision that were asked for."""
     level, fp16 = options.opt, options.precision == "fp16"
+    lowering = LOWERING.get(options.backend, LOWERING[options.target.device])
     return (
         Stage(CLEANUP, on=level >= 1),
         Stage(RAISING, on=level >= 2),
@@ -43,7 +45,7 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
         Stage(FUSION, on=level >= 2),
         Stage(PRECISION, on=fp16),
         Stage(WEIGHTS.get(options.precision, WEIGHTS["int8"]), on=options.precision in WEIGHTS),
-        Stage(LOWERING[options.target.device], on=level >= 2, required=True),
+        Stage(lowering, on=level >= 2, required=True),
         Stage(CLEANUP, on=level >= 2),
     )
 

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from ....compiler.ir.rewrite import Rewriter
 from ...base import PassContext, RewritePass, decline, skip
-from .heads import flat, heads_of, is_swap, merge_back
+from ..views import heads_of, is_swap
+from .heads import flat, merge_back
 
 
 @dataclass(frozen=True)

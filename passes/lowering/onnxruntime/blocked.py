@@ -14,7 +14,8 @@ from ....compiler.ir.rewrite import Rewriter
 from ....compiler.program import Program
 from ...base import NoMatch, Note, Pass, PassContext, PassResult, decline, import_domains, skip
 from ...logits import is_logits
-from .heads import number, shape_constant
+from ..views import shape_constant
+from .heads import number
 from .nbits import DTYPES, NBits, nbits
 
 INT8_PRODUCTS = 4

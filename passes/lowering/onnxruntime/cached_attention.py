@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ....compiler.dialect import MIAOTUI
 from ....compiler.ir.rewrite import Rewriter
 from ...base import PassContext, RewritePass, decline, skip
-from .heads import shape_constant
+from ..views import shape_constant
 
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from ....compiler.ir.rewrite import Rewriter
 from ....compiler.program import DimRange, Program, dim_of
 from ...base import NoMatch, Note, Pass, PassContext, PassResult, decline, skip
-from .mask_graph import mask_graph
-from .masks import Kind, kind_of
+from ..mask_graph import mask_graph
+from ..masks import CAUSAL, Kind, kind_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _rewrite(
 
     at = Rewriter(node)
     attributes = {name: attr.value for name, attr in node.attributes.items()}
-    attributes["is_causal"] = int(kind == "causal")
+    attributes["is_causal"] = int(kind == CAUSAL)
     results = at.ops("Attention", *node.inputs[:3], outputs=len(node.outputs), **attributes)
     for old, new in zip(node.outputs, results, strict=True):
         if old.name:

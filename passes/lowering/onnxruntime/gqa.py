@@ -17,7 +17,8 @@ from ....compiler.ir.rewrite import Rewriter
 from ....compiler.program import Program, dim_of
 from ....compiler.reference import Array
 from ...base import NoMatch, Note, Pass, PassContext, PassResult, decline, import_domains
-from .heads import Flat, constant_like, flat, heads_of, is_swap, merge_back, shape_constant
+from ..views import heads_of, is_swap, shape_constant
+from .heads import Flat, constant_like, flat, merge_back
 from .rotary_table import table_of
 
 DTYPES = (ir.DataType.FLOAT,)

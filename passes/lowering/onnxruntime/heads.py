@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,7 @@ import onnx_ir as ir
 from ....compiler.ir.constants import constant
 from ....compiler.ir.rewrite import Rewriter
 from ....compiler.reference import Array
-
-SWAP = (0, 2, 1, 3)
-"""The permutation between [batch, heads, sequence, size] and [batch, sequence, heads, size]."""
+from ..views import SWAP, heads_of, is_swap, same_dims, shape_constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +20,6 @@ class Flat:
 
     build: Callable[[Rewriter], ir.Value]
     saved: int
-
-
-def heads_of(value: ir.Value) -> tuple[int, int] | None:
-    """Static (heads, size) of a [batch, heads, sequence, size] value, None where unknown."""
-    if value.shape is None or len(value.shape) != 4:
-        return None
-    heads, size = value.shape[1], value.shape[3]
-    return (heads, size) if isinstance(heads, int) and isinstance(size, int) else None
 
 
 def flat(value: ir.Value) -> Flat | None:
@@ -57,12 +47,6 @@ def flat(value: ir.Value) -> Flat | None:
                 source = _input(below)
                 return Flat(lambda at: merge_heads(at, _normal(at, node, source), heads * size), 1)
     return Flat(lambda at: merge_heads(at, _swap(at, value), heads * size), -1)
-
-
-def is_swap(node: ir.Node) -> bool:
-    """Whether ``node`` is the transpose that swaps heads and sequence."""
-    perm = node.attributes.get("perm")
-    return node.op_type == "Transpose" and perm is not None and tuple(perm.as_ints()) == SWAP
 
 
 def merge_heads(at: Rewriter, value: ir.Value, hidden: int) -> ir.Value:
@@ -103,21 +87,6 @@ def _keeps_elements(reshape: ir.Node) -> bool:
     """Whether the target shape copies no dimension, so that any view of the same elements may be reshaped."""
     target = constant(reshape.inputs[1])
     return target is not None and 0 not in target.tolist()
-
-
-def same_dims(a: Iterable[int | ir.SymbolicDim], b: Iterable[int | ir.SymbolicDim]) -> bool:
-    """Whether two shapes are known to be equal: sizes or named symbols, no unknown dimension."""
-    first, second = list(a), list(b)
-    return first == second and all(isinstance(n, int) or n.value is not None for n in first)
-
-
-def shape_constant(at: Rewriter, sizes: list[int]) -> ir.Value:
-    """An int64 initializer with ``sizes``; one per graph."""
-    name = "shape_" + "x".join(map(str, sizes)).replace("-", "m")
-    known = at.graph.initializers.get(name) if isinstance(at.graph, ir.Graph) else None
-    if known is not None and known.const_value is not None and known.const_value.numpy().tolist() == sizes:
-        return known
-    return at.const(np.array(sizes, np.int64), name)
 
 
 def constant_like(at: Rewriter, name: str, array: Array, like: ir.Value) -> ir.Value:

@@ -13,7 +13,7 @@ from ....compiler.ir.constants import is_constant
 from ....compiler.ir.rewrite import Rewriter
 from ....compiler.program import Program
 from ...base import PassContext, PassResult, RewritePass, skip
-from .heads import shape_constant
+from ..views import shape_constant
 
 DTYPES = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 """dtypes of the CPU Gemm kernel; the others would run as casts."""

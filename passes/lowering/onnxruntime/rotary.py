@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ....compiler.ir.rewrite import Rewriter
 from ...base import PassContext, RewritePass, skip
-from .heads import shape_constant
+from ..views import shape_constant
 
 DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """dtypes that have a kernel; others are expanded into standard operators by the runtime, which broadcasts."""

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ....compiler.ir.constants import constant_tensor
 from ....compiler.ir.rewrite import Rewriter
 from ...base import PassContext, RewritePass, decline, skip
-from .heads import same_dims
+from ..views import same_dims
 
 KERNELS = {
     "LayerNormalization": "SkipLayerNormalization",

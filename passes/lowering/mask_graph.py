@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ....compiler.ir.constants import constant_tensor
-from ....compiler.ir.evaluate import evaluate
-from ....compiler.program import dim_of
-from ....compiler.reference import Array
-from ...base import decline
+from ...compiler.ir.constants import constant_tensor
+from ...compiler.ir.evaluate import evaluate
+from ...compiler.program import dim_of
+from ...compiler.reference import Array
+from ..base import decline
 
 _MOST_NODES = 400
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
 
 import numpy as np
 
-from ....compiler.errors import CompileError
-from ....compiler.ir.constants import constant, constant_tensor
-from ....compiler.program import DimRange
-from ....compiler.reference import Array
-from ...base import decline
+from ...compiler.errors import CompileError
+from ...compiler.ir.constants import constant, constant_tensor
+from ...compiler.program import DimRange
+from ...compiler.reference import Array
+from ..base import decline
 from .mask_graph import MaskGraph
 
-Kind: TypeAlias = Literal["causal", "full"]
-"""``causal``: each query sees itself and what is before it; ``full``: every query sees everything."""
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a mask lets queries see: everything, or if ``causal`` themselves and what is before them.
+
+    ``window``: of that only so many tokens, themselves among them; 0 is all.
+    """
+
+    causal: bool
+    window: int = 0
+
+    def __str__(self) -> str:
+        name = "causal" if self.causal else "full"
+        return f"{name} within {self.window}" if self.window else name
+
+
+FULL, CAUSAL = Kind(False), Kind(True)
 
 SIZES = (1, 2, 3, 5, 16)
 LARGEST = 4200
@@ -26,16 +41,19 @@ _FAILURES = (CompileError, ArithmeticError, LookupError, RuntimeError, TypeError
 """What reference evaluation raises: no reference semantics, or numpy's objections."""
 
 
-def kind_of(graph: MaskGraph, length: int | str, dims: Mapping[str, DimRange], causal: bool) -> Kind:
+def kind_of(
+    graph: MaskGraph, length: int | str, dims: Mapping[str, DimRange], causal: bool, windows: bool = False
+) -> Kind:
     """What ``graph`` masks over ``length`` (a size or symbol) queries and keys.
 
     It is evaluated at small lengths and at those around every integer constant its nodes use (a window, a
     table), so that none of them can hide beyond. ``causal``: the attention masks causally by itself.
+    ``windows``: masks that are causal within a window are of interest too.
 
-    Raises: NoMatch if it is neither kind, or can't be told.
+    Raises: NoMatch if it is of no such kind, or can't be told.
     """
     symbols = graph.symbols
-    seen: set[Kind] = set()
+    seen: dict[Kind, int] = {}  # the greatest size at which it looked so
     for size in _lengths(graph, length, dims):
         for others in (1, 2):
             if size > LARGEST:
@@ -60,14 +78,32 @@ def kind_of(graph: MaskGraph, length: int | str, dims: Mapping[str, DimRange], c
                 if not square.all():
                     decline("a single query may not see itself")
             elif (square == triangle).all():
-                seen.add("causal")
+                seen[CAUSAL] = size
             elif square.all():
-                seen.add("full")
+                seen[FULL] = size
+            elif windows and (width := _window(square)):
+                seen[Kind(True, width)] = size
             else:
                 decline(f"the mask is neither causal nor full at length {size}")
+    return _only(seen)
+
+
+def _only(seen: dict[Kind, int]) -> Kind:
+    """The one kind; below its width a window looks causal. Raises: NoMatch if there are several."""
+    for kind in seen:
+        if kind.window and all(k == kind or (k == CAUSAL and n <= kind.window) for k, n in seen.items()):
+            return kind
     if len(seen) != 1:
         decline("the mask changes its kind with the length")
-    return seen.pop()
+    return next(iter(seen))
+
+
+def _window(square: Array) -> int:
+    """How many tokens each query sees, itself the last, where it is the same for all; else 0."""
+    size = square.shape[-1]
+    width = int(square.reshape(-1, size)[-1].sum())
+    band = np.tri(size, dtype=np.bool_) & ~np.tri(size, k=-width, dtype=np.bool_)
+    return width if (square == band).all() else 0
 
 
 def _lengths(graph: MaskGraph, length: int | str, dims: Mapping[str, DimRange]) -> list[int]:
