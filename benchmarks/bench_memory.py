@@ -55,7 +55,7 @@ CASES = (
         llama,
         2 * 1_100_048_384,
         3e9,
-        {"precision": "int4", "timing": 0},
+        {"precision": "int4", "backend": "ort"},
     ),
 )
 
