@@ -29,7 +29,9 @@ FAR_NEW = 24
 CONTEXT = FAR + NEW + 2
 """Tokens that every engine has room for."""
 RIVALS = {"fp32": "genai fp32", **dict.fromkeys(("int8", "int4", "int4o4", "gguf"), "genai int4")}
-"""What each precision of ours is measured against. ``int4o4``: the output layer in 4 bits, as theirs is."""
+"""What each precision of ours is measured against. ``int4o4``: the output layer in 4 bits, as theirs is;
+``gguf``: the file's own blocks. Native code is measured in the same precisions."""
+OURS = "fp32,int8,int4,int4o4,gguf,native-fp32,native-int8,native-int4,native-gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def rows_of(found: Mapping[str, Samples], threads: int, weights: Mapping[str, in
     rows = []
     for name, samples in found.items():
         middle = {kind: statistics.median(seconds) for kind, seconds in samples.items()}
-        rival = RIVALS.get(name.removeprefix("miaotui "))
+        rival = RIVALS.get(name.rpartition(" ")[2].removeprefix("native-")) if "miaotui" in name else None
         runs, ratios = samples[f"run {NEAR}"], dict[str, Any]()
         if rival is not None and rival in found:
             kinds = {"prefill_128": "prefill 128", "prefill_512": "prefill 512", "decode": f"run {NEAR}"}
@@ -181,13 +183,14 @@ def hugging_face_folder(folder: Path) -> Path:
 def compiled(work: Path, source: Path, precision: str) -> Path:
     """Our folder for a precision; ``gguf`` is the file as it is."""
     folder = work / f"miaotui-{precision}"
+    backend, precision = "native" if "native-" in precision else "ort", precision.removeprefix("native-")
     if not (folder / "manifest.json").is_file():
         from support.models import smollm2_gguf
 
         print(f"compile {precision}", file=sys.stderr)
         model, asked = (smollm2_gguf(), "fp32") if precision == "gguf" else (source, precision[:4])
         enable = ("quantize-weights{output=4}",) if precision == "int4o4" else ()
-        options: dict[str, Any] = {"enable": enable, "timing": 0.0, "keep_source": False}
+        options: dict[str, Any] = {"enable": enable, "timing": 0.0, "keep_source": False, "backend": backend}
         miaotui.compile(model, precision=asked, output=folder, **options).close()
     return folder
 
@@ -203,7 +206,7 @@ def main() -> None:
         "--work", type=Path, default=Path("/tmp/miaotui-bench-decode"), help="kept between runs"
     )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--ours", default="fp32,int8,int4,int4o4,gguf")
+    parser.add_argument("--ours", default=OURS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     source = hugging_face_folder(options.work / "smollm2")
