@@ -8,6 +8,8 @@ from typing import Protocol, TypeAlias
 
 import onnx_ir as ir
 
+from ..pack import PackedWeight
+
 Size: TypeAlias = int | str
 """A count of elements: a number, or a C expression in the entry's sizes (``batch``, ``(batch * tokens)``)."""
 
@@ -24,21 +26,71 @@ CTYPES: dict[ir.DataType, str] = {
 
 
 def times(*sizes: Size) -> Size:
-    """The product, ones left out.
+    """The product in one form, whatever it was made of: the number first, names in order, ones left out.
 
-    >>> times("batch", 1, 4, "tokens")
+    >>> times("tokens", times("batch", 1, 4))
     '(4 * batch * tokens)'
     """
     number, names = 1, []
     for size in sizes:
         if isinstance(size, int):
             number *= size
-        else:
-            names.append(size)
+            continue
+        for factor in _factors(size):
+            if factor.isdigit():
+                number *= int(factor)
+            else:
+                names.append(factor)
     if number == 0 or not names:
         return number
-    parts = [*([str(number)] if number != 1 else []), *names]
+    parts = [*([str(number)] if number != 1 else []), *sorted(names)]
     return parts[0] if len(parts) == 1 else f"({' * '.join(parts)})"
+
+
+def divided(size: Size, by: Size) -> Size | None:
+    """``size / by`` where the factors of ``by`` are among those of ``size``, else None.
+
+    >>> divided("(4 * batch * tokens)", times(2, "tokens"))
+    '(2 * batch)'
+    """
+    above, below = factors(size), factors(by)
+    left = list(above[1])
+    for name in below[1]:
+        if name not in left:
+            return None
+        left.remove(name)
+    if below[0] == 0 or above[0] % below[0]:
+        return None
+    return times(above[0] // below[0], *left)
+
+
+def factors(size: Size) -> tuple[int, tuple[str, ...]]:
+    """The number and the names (or sums, calls) whose product ``size`` is."""
+    if isinstance(size, int):
+        return size, ()
+    parts = _factors(size)
+    number = 1
+    for part in parts:
+        if part.isdigit():
+            number *= int(part)
+    return number, tuple(sorted(p for p in parts if not p.isdigit()))
+
+
+def _factors(text: str) -> list[str]:
+    """Operands of a product ``(a * b * c)``; any other text is its own only one."""
+    if not (text.startswith("(") and text.endswith(")")):
+        return [text]
+    parts, depth, begin = [], 0, 1
+    for place, sign in enumerate(text[:-1]):
+        depth += (sign == "(") - (sign == ")")
+        if depth == 0:
+            return [text]  # (a + b) * (c): the first bracket ends before the last
+        if depth == 1 and place and text.startswith(" * ", place):
+            parts.append(text[begin:place])
+            begin = place + 3
+        elif depth == 1 and text[place : place + 3] in (" + ", " - ", " / ", " % "):
+            return [text]
+    return [*parts, text[begin:-1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +159,35 @@ class Entry(Protocol):
 
         Loops over a lot of elements take their part by ``share(w, total, grain)``; what is small is done by
         worker 0: ``if (w->index == 0)``. The step begins with a comment that names the node's source layer.
+        What it reads and writes is what ``view`` and ``new`` gave whose pointers are in ``code``. ``run`` is
+        the ``call`` of kernels/program.h: an index outside of a table is ``fail(run, "...")``.
         """
+        ...
+
+    def over(self, value: ir.Value, old: ir.Value, strides: Sequence[Size] | None = None) -> View:
+        """``new`` in the memory of ``old``, if nothing reads ``old`` behind this node.
+
+        Only where every element is written by the worker that reads it, and after it read it.
+        """
+        ...
+
+    def packed(self, values: Sequence[ir.Value]) -> tuple[str, PackedWeight]:
+        """A weight (or a gated pair) in the weight file as the kernels read it: its address, what it is."""
+        ...
+
+    def is_packed(self, value: ir.Value) -> bool:
+        """Whether ``value`` is a constant [rows, columns] that some Linear takes, or that is quantized."""
+        ...
+
+    def function(self, name: str, text: str) -> str:
+        """A function of model.c, once for the same text, and its name: ``name``, numbered if that is taken.
+
+        ``text`` is its whole definition, with ``NAME`` where its name goes.
+        """
+        ...
+
+    def scratch(self, worker: Size, shared: Size) -> None:
+        """Bytes of scratch memory that a step's kernels ask for, in the entry's sizes."""
         ...
 
 
@@ -116,3 +196,15 @@ Emitter: TypeAlias = Callable[[ir.Node, Entry], None]
 
 Reason: TypeAlias = Callable[[ir.Node], str | None]
 """None if a node can be emitted, else why not, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """How an operator is emitted, and which nodes of it can't be.
+
+    Every file of emitters ends with ``OPERATORS: dict[str, Operator]``, by operator name (``miaotui::Linear``
+    for one of another domain); ``table.py`` joins them.
+    """
+
+    emit: Emitter
+    reason: Reason = lambda node: None

@@ -1,0 +1,28 @@
+/* Memory of a run: buffers one behind the other, each on its own cache lines. */
+#ifndef MIAOTUI_PLAN_H
+#define MIAOTUI_PLAN_H
+
+#include "base.h"
+
+/* Sizes are added up in double: no count of bytes can overflow it, and it is exact far beyond any memory. */
+INLINE double most(double a, double b) { return a > b ? a : b; }
+INLINE double whole_lines(double bytes) { return 64 * __builtin_ceil(bytes / 64); }
+INLINE size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+INLINE double all_of(int count, const double *bytes)
+{
+    double total = 0;
+    for (int i = 0; i < count; i++)
+        total += whole_lines(bytes[i]);
+    return total;
+}
+
+/* The next `bytes` of the arena. */
+INLINE unsigned char *take(unsigned char **at, double bytes)
+{
+    unsigned char *taken = *at;
+    *at += (size_t)whole_lines(bytes);
+    return taken;
+}
+
+#endif
