@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from ...base import Pass
+from .activation import NativeActivation
 from .attention import NativeAttention
+from .gate import NativeGate
+from .join import NativeJoin
 from .linear import NativeLinear
+from .norm import NativeNorm
+from .residual import NativeResidual
 
 LOWER_NATIVE: tuple[Pass, ...] = (
     NativeAttention(),
     NativeLinear(),
+    NativeActivation(),
+    NativeGate(),
+    NativeJoin(),
+    NativeNorm(),
+    NativeResidual(),
 )
 """In order. None is optional: the C of a program is compiled as a whole, which takes too long to be raced
 against itself pass by pass, so the never-slower check has nothing to revert here."""
 
-__all__ = ["LOWER_NATIVE", "NativeAttention", "NativeLinear"]
+__all__ = [
+    "LOWER_NATIVE",
+    "NativeActivation",
+    "NativeAttention",
+    "NativeGate",
+    "NativeJoin",
+    "NativeLinear",
+    "NativeNorm",
+    "NativeResidual",
+]

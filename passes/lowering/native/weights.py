@@ -89,6 +89,18 @@ def rows_between(value: ir.Value, begin: int, end: int, at: Rewriter) -> ir.Valu
     return made
 
 
+def again(value: ir.Value, at: Rewriter) -> ir.Value:
+    """A weight computed once more from the same tensors, for a reader that stands before its nodes."""
+    node = value.producer()
+    if node is None:
+        return value
+    inputs = [None if v is None else again(v, at) for v in node.inputs]
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    made = at.op(node.op_type, *inputs, domain=node.domain, **attributes)
+    made.type, made.shape = value.type, value.shape
+    return made
+
+
 def turned(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     """A matrix transposed when it is read; the same tensor for the same one."""
     rows, columns = tensor.shape.numpy()
