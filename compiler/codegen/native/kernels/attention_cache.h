@@ -1,89 +1,83 @@
-/* Rows of a key or value cache in memory: float32, float16, or int8 codes with their float scale behind them. */
+/* Rows of keys and values in memory: float32, float16, or int8 codes with their float scale behind them. */
 #ifndef MIAOTUI_ATTENTION_CACHE_H
 #define MIAOTUI_ATTENTION_CACHE_H
 
-#include <math.h>
+#include "attention_spec.h"
+#include "isa/widen.h"
 
-#include "base.h"
+INLINE vf32 load_lanes(const float *p) { return *(const vf32_unaligned *)p; }
+INLINE void store_lanes(float *p, vf32 v) { *(vf32_unaligned *)p = v; }
 
-INLINE int64_t cache_row_bytes(cache_kind kind, int size)
+/* Rows of one head, `step` bytes apart. Of an int8 one, the scale is applied by who reads it. */
+typedef struct rows_at {
+    const unsigned char *first;
+    int64_t step;
+    cache_kind kind;
+} rows_at;
+
+INLINE int64_t element_bytes(cache_kind kind) { return kind == CACHE_I8 ? 1 : kind == CACHE_F16 ? 2 : 4; }
+
+INLINE int64_t row_width(cache_kind kind, int size)
 {
-    return kind == CACHE_I8 ? (int64_t)size + 4 : (int64_t)size * (kind == CACHE_F16 ? 2 : 4);
+    return size * element_bytes(kind) + (kind == CACHE_I8 ? 4 : 0);
 }
 
-/* Rounds to nearest even, beyond 65504 to infinity. */
-INLINE uint16_t half_from_float(float x)
+/* LANES elements at p as floats; an int8 row's codes. */
+INLINE vf32 widen(cache_kind kind, const unsigned char *p)
 {
-    uint32_t bits, sign;
-    memcpy(&bits, &x, 4);
-    sign = bits >> 16 & 0x8000;
-    bits &= 0x7fffffff;
-    if (bits > 0x7f800000)
-        return (uint16_t)(sign | 0x7e00);
-    if (bits >= 0x47800000)
-        return (uint16_t)(sign | 0x7c00);
-    if (bits < 0x38800000) { /* below 2^-14: adding 0.5 leaves the multiple of 2^-24 in the low bits */
-        float tiny;
-        memcpy(&tiny, &bits, 4);
-        tiny += 0.5f;
-        memcpy(&bits, &tiny, 4);
-        return (uint16_t)(sign | (bits - 0x3f000000));
-    }
-    return (uint16_t)(sign | ((bits + 0xc8000fff + (bits >> 13 & 1)) >> 13));
+    if (kind == CACHE_I8)
+        return from_bytes((const int8_t *)p);
+    return kind == CACHE_F16 ? from_halves((const uint16_t *)p) : load_lanes((const float *)p);
 }
 
-INLINE float float_from_half(uint16_t half)
+/* The first `count` lanes, at most LANES, zeros behind them. */
+INLINE vf32 widen_part(cache_kind kind, const unsigned char *p, int count)
 {
-    const uint32_t magic = 0x77800000; /* 2^112: moves the exponent's bias, subnormals too */
-    uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
-    float x, factor;
-    memcpy(&x, &bits, 4);
-    memcpy(&factor, &magic, 4);
-    x *= factor;
-    memcpy(&bits, &x, 4);
-    if ((half & 0x7c00) == 0x7c00)
-        bits |= 0x7f800000;
-    bits |= (uint32_t)(half & 0x8000) << 16;
-    memcpy(&x, &bits, 4);
-    return x;
+    _Alignas(64) unsigned char lanes[LANE_BYTES] = {0};
+    memcpy(lanes, p, (size_t)(count * element_bytes(kind)));
+    return widen(kind, lanes);
 }
 
-INLINE void write_cache_row(cache_kind kind, const float *x, int size, unsigned char *row)
+/* What an int8 row's codes are multiples of, else 1. */
+INLINE float row_scale(cache_kind kind, const unsigned char *row, int size)
+{
+    float scale = 1;
+    if (kind == CACHE_I8)
+        memcpy(&scale, row + size, sizeof scale);
+    return scale;
+}
+
+/* A row as floats; writes up to a multiple of LANES of them. */
+INLINE void read_row(cache_kind kind, const unsigned char *row, int size, float *x)
+{
+    float scale = row_scale(kind, row, size);
+    int i = 0;
+    for (; i + LANES <= size; i += LANES)
+        store_lanes(x + i, widen(kind, row + i * element_bytes(kind)) * scale);
+    if (i < size)
+        store_lanes(x + i, widen_part(kind, row + i * element_bytes(kind), size - i) * scale);
+}
+
+INLINE void write_codes(const float *x, int size, unsigned char *row)
+{
+    float top = 0;
+    for (int i = 0; i < size; i++)
+        top = magnitude1(x[i]) > top ? magnitude1(x[i]) : top;
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    float scale = top / 127, inverse = top > 0 ? 127 / top : 0;
+    for (int i = 0; i < size; i++)
+        row[i] = (unsigned char)(bits_of(x[i] * inverse + magic) & 0xff);
+    memcpy(row + size, &scale, sizeof scale);
+}
+
+INLINE void write_row(cache_kind kind, const float *x, int size, unsigned char *row)
 {
     if (kind == CACHE_F32) {
-        memcpy(row, x, (size_t)size * 4);
-    } else if (kind == CACHE_F16) {
-        for (int i = 0; i < size; i++) {
-            uint16_t half = half_from_float(x[i]);
-            memcpy(row + 2 * i, &half, 2);
-        }
-    } else {
-        float top = 0, scale, inverse;
-        for (int i = 0; i < size; i++)
-            top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
-        scale = top / 127;
-        inverse = top > 0 ? 127 / top : 0;
-        for (int i = 0; i < size; i++)
-            row[i] = (unsigned char)(signed char)rintf(x[i] * inverse);
-        memcpy(row + size, &scale, 4);
-    }
-}
-
-INLINE void read_cache_row(cache_kind kind, const unsigned char *row, int size, float *x)
-{
-    if (kind == CACHE_F16) {
-        for (int i = 0; i < size; i++) {
-            uint16_t half;
-            memcpy(&half, row + 2 * i, 2);
-            x[i] = float_from_half(half);
-        }
+        memcpy(row, x, (size_t)size * sizeof(float));
     } else if (kind == CACHE_I8) {
-        float scale;
-        memcpy(&scale, row + size, 4);
-        for (int i = 0; i < size; i++)
-            x[i] = (float)(signed char)row[i] * scale;
+        write_codes(x, size, row);
     } else {
-        memcpy(x, row, (size_t)size * 4);
+        to_halves(x, size, (uint16_t *)row);
     }
 }
 
