@@ -10,10 +10,10 @@
 
 /* What linear_float.h and linear_int.h give: the outputs of `tiles` of part `p` for the `rows` of the batch, each
  * through store_tile() or store_gated(). Of a gated part, tile i is gate tile i and up tile i, which lie behind
- * each other. x: the normed rows, x_stride floats apart; prepared: what prepare_row() made of all rows.
+ * each other. prepared: what quantize_row() or prepare_float_row() made of all rows.
  *
- * INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p, const float *x,
- *                         int64_t x_stride, range rows, range tiles);
+ * INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
+ *                         range rows, range tiles);
  * INLINE void int_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
  *                       range rows, range tiles);
  *
@@ -22,9 +22,7 @@
  *                              float *y);
  * INLINE void unpack_row_int(...);
  */
-#if __has_include("linear_float.h")
 #include "linear_float.h"
-#endif
 #include "linear_int.h"
 
 /* Up to this many rows every worker prepares all of them for itself, which costs less than a barrier. */
@@ -35,9 +33,7 @@ enum { CACHED_BYTES = 256 << 10 };
 
 INLINE int64_t row_bytes(const linear_spec *spec)
 {
-    if (is_int(spec->part[0].format))
-        return prepared_bytes(spec->columns);
-    return spec->norm == NORM_NONE ? 0 : (spec->columns + TILE - 1) / TILE * TILE * (int64_t)sizeof(float);
+    return is_int(spec->part[0].format) ? prepared_bytes(spec->columns) : float_row_bytes(spec->columns);
 }
 
 INLINE size_t linear_worker_bytes(const linear_spec *spec, int64_t count)
@@ -58,26 +54,24 @@ INLINE void prepare_rows(const linear_spec *spec, const linear_args *args, range
     const int quantized = is_int(spec->part[0].format);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const float *x = args->x + r * args->x_stride;
-        float *y = quantized ? normed : (float *)(prepared + r * row_bytes(spec));
-        if (spec->norm != NORM_NONE)
-            norm_row(spec->norm, x, y, spec->columns, args->norm_scale, args->norm_bias, spec->epsilon);
+        if (spec->norm != NORM_NONE) {
+            norm_row(spec->norm, x, normed, spec->columns, args->norm_scale, args->norm_bias, spec->epsilon);
+            x = normed;
+        }
         if (quantized)
-            quantize_row(spec->norm == NORM_NONE ? x : y, spec->columns, r, args->count, prepared);
+            quantize_row(x, spec->columns, r, args->count, prepared);
+        else
+            prepare_float_row(x, spec->columns, r, args->count, prepared);
     }
 }
 
 INLINE void linear_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
                          range rows, range tiles)
 {
-    if (is_int(spec->part[0].format)) {
+    if (is_int(spec->part[0].format))
         int_tiles(spec, args, p, prepared, rows, tiles);
-    } else {
-#ifdef MIAOTUI_LINEAR_FLOAT_H
-        int in_place = spec->norm == NORM_NONE;
-        float_tiles(spec, args, p, in_place ? args->x : (const float *)prepared,
-                    in_place ? args->x_stride : row_bytes(spec) / (int64_t)sizeof(float), rows, tiles);
-#endif
-    }
+    else
+        float_tiles(spec, args, p, prepared, rows, tiles);
 }
 
 /* All workers call it together; it ends without a barrier: the emitted code sets one behind it.
@@ -92,7 +86,9 @@ INLINE void linear(worker *w, const linear_spec *spec, const linear_args *args)
     const int quantized = is_int(spec->part[0].format);
     float *normed = (float *)w->scratch;
     unsigned char *prepared = w->scratch + linear_worker_bytes(spec, 0) / 64 * 64;
-    if (quantized || spec->norm != NORM_NONE) {
+    if (!quantized && spec->norm == NORM_NONE && count == 1) {
+        prepared = NULL; /* a single row is read where it lies */
+    } else {
         range rows = {0, count};
         if (count > PREPARED_ALONE) {
             prepared = w->shared;
@@ -105,8 +101,9 @@ INLINE void linear(worker *w, const linear_spec *spec, const linear_args *args)
     int64_t tiles = 0;
     for (int p = 0; p < spec->parts; p++)
         tiles += tiles_of(&spec->part[p]);
-    const int64_t bytes = quantized ? prepared_bytes(spec->columns) : spec->columns * (int64_t)sizeof(float);
-    const int64_t block = max64(ROW_GROUP, min64(count, CACHED_BYTES / bytes) / ROW_GROUP * ROW_GROUP);
+    const int64_t cached = CACHED_BYTES / prepared_bytes(spec->columns);
+    const int64_t block = quantized ? max64(ROW_GROUP, min64(count, cached) / ROW_GROUP * ROW_GROUP)
+                                    : float_block_rows(count);
     const int64_t blocks = (count + block - 1) / block;
     const range part = share(w, tiles * blocks, 1);
     for (int64_t b = 0; b < blocks; b++) {
@@ -129,9 +126,7 @@ INLINE void unpack_row(const linear_part *part, int columns, const unsigned char
     if (is_int(part->format)) {
         unpack_row_int(part, columns, weight, row, y);
     } else {
-#ifdef MIAOTUI_LINEAR_FLOAT_H
         unpack_row_float(part, columns, weight, row, y);
-#endif
     }
 }
 

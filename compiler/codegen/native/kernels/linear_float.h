@@ -1,0 +1,254 @@
+/* Tiles of float weights: fp32, fp16 and bf16, multiplied in float32.
+ *
+ * A tile holds 16 rows of a weight, column by column: 16 floats or halves; of bf16, pairs of columns, 16 times two
+ * numbers, so that either half of a 32-bit lane becomes a float by a shift. The last pair's missing column is 0.
+ *
+ * Every output is one chain of fused multiply-adds over the columns in their order, whatever block it is computed
+ * in. So it depends neither on the number of threads nor on the rows that are computed with it. */
+#ifndef MIAOTUI_LINEAR_FLOAT_H
+#define MIAOTUI_LINEAR_FLOAT_H
+
+#include "isa/isa.h"
+#include "linear_store.h"
+
+enum { WEIGHT_F32 = 1, WEIGHT_F16 = 2, WEIGHT_BF16 = 3 };
+
+/* The blocks of sums that stay in registers: batch rows times tiles. X(rows, tiles). */
+#if defined(__AVX512F__)
+enum { BLOCK_ROWS = 14, BLOCK_TILES = 2 };
+#define FLOAT_BLOCKS(X) \
+    X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1) X(9, 1) X(10, 1) X(11, 1) X(12, 1) X(13, 1) \
+    X(14, 1) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) \
+    X(13, 2) X(14, 2) X(1, 4) X(2, 4) X(3, 4)
+#elif defined(__AVX__) || defined(__aarch64__)
+enum { BLOCK_ROWS = 6, BLOCK_TILES = 1 };
+#define FLOAT_BLOCKS(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(1, 4)
+#else
+enum { BLOCK_ROWS = 3, BLOCK_TILES = 1 };
+#define FLOAT_BLOCKS(X) X(1, 1) X(2, 1) X(3, 1)
+#endif
+
+/* Input rows are copied in chunks of up to CHUNK columns, CHUNK_STRIDE floats apart: a stride that the compiler
+ * knows, and that spreads rows over the sets of the first-level cache, as many columns are powers of two. A chunk
+ * of two tiles is multiplied with FLOAT_ROWS rows while it is in the second-level cache. */
+enum { CHUNK = 512, CHUNK_STRIDE = CHUNK + TILE, FLOAT_ROWS = 12 * 14 };
+
+typedef struct chunking {
+    int count, columns;
+} chunking;
+
+INLINE chunking chunks_of(int columns)
+{
+    int count = (columns + CHUNK - 1) / CHUNK;
+    chunking c = {count, count ? ((columns + count - 1) / count + TILE - 1) / TILE * TILE : 0};
+    return c;
+}
+
+/* How many rows are multiplied with a tile before the next one: `count` in even parts. */
+INLINE int64_t float_block_rows(int64_t count)
+{
+    int64_t parts = (count + FLOAT_ROWS - 1) / FLOAT_ROWS;
+    return (count + parts - 1) / parts;
+}
+
+/* Bytes of one prepared row. */
+INLINE int64_t float_row_bytes(int columns)
+{
+    return chunks_of(columns).count * CHUNK_STRIDE * (int64_t)sizeof(float);
+}
+
+/* Copy row `row` of `count` to its place among the prepared ones: float[chunks][count][CHUNK_STRIDE]. */
+INLINE void prepare_float_row(const float *x, int columns, int64_t row, int64_t count, unsigned char *prepared)
+{
+    const chunking c = chunks_of(columns);
+    for (int i = 0; i < c.count; i++) {
+        int begin = i * c.columns, width = (int)min64(c.columns, columns - begin);
+        memcpy((float *)prepared + (i * count + row) * CHUNK_STRIDE, x + begin, (size_t)width * sizeof(float));
+    }
+}
+
+INLINE int64_t column_bytes(int format) { return format == WEIGHT_F32 ? 64 : 32; }
+
+INLINE int64_t float_tile_bytes(int format, int columns)
+{
+    return column_bytes(format) * (format == WEIGHT_BF16 ? (columns + 1) / 2 * 2 : columns);
+}
+
+/* 16 weights of column `k`; of bf16, where `k` is even, those of column k + odd. */
+INLINE f32x16 weight16(int format, const unsigned char *w, int64_t k, int odd)
+{
+    if (format == WEIGHT_F32)
+        return *(const f32x16 *)(w + 64 * k);
+    if (format == WEIGHT_BF16) {
+        u32x16 pair = *(const u32x16 *)(w + 32 * k);
+        return (f32x16)(odd ? pair & 0xffff0000 : pair << 16);
+    }
+    union {
+        vf32 pieces[PIECES];
+        f32x16 whole;
+    } v;
+    for (int i = 0; i < PIECES; i++)
+        v.pieces[i] = from_halves((const uint16_t *)(w + 32 * k) + i * LANES);
+    return v.whole;
+}
+
+/* sums[tile][row][16] (tiles `sums_step` floats apart) = or, if not `first`, += w x^T over `columns`.
+ * x: rows of CHUNK_STRIDE floats. w: tiles `step` bytes apart. */
+typedef void (*float_block)(const unsigned char *w, int64_t step, int columns, const float *x, float *sums,
+                            int64_t sums_step, int first);
+
+INLINE void multiply_block(const int format, const int rows, const int tiles, const unsigned char *w,
+                           int64_t step, int columns, const float *x, float *sums, int64_t sums_step, int first)
+{
+    const int pair = format == WEIGHT_BF16 ? 2 : 1;
+    f32x16 a[BLOCK_ROWS], b[BLOCK_ROWS], c[BLOCK_ROWS], d[BLOCK_ROWS]; /* the sums of each tile */
+#define EACH_ROW _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)
+#define SUMS_AT(t) (sums + (t) * sums_step + r * TILE)
+#define START(t) (first ? (f32x16){0} : load16(SUMS_AT(t)))
+    EACH_ROW
+    {
+        a[r] = START(0);
+        b[r] = tiles > 1 ? START(1) : a[r];
+        c[r] = tiles > 2 ? START(2) : a[r];
+        d[r] = tiles > 2 ? START(3) : a[r];
+    }
+    for (int k = 0; k < columns; k += pair) {
+        _Pragma("GCC unroll 2") for (int odd = 0; odd < pair; odd++)
+        {
+            if (odd && k + 1 == columns)
+                break;
+            const f32x16 v = weight16(format, w, k, odd);
+            const f32x16 u = tiles > 1 ? weight16(format, w + step, k, odd) : v;
+            const f32x16 p = tiles > 2 ? weight16(format, w + 2 * step, k, odd) : v;
+            const f32x16 q = tiles > 2 ? weight16(format, w + 3 * step, k, odd) : v;
+            EACH_ROW
+            {
+                const float s = x[r * CHUNK_STRIDE + k + odd];
+                a[r] += v * s;
+                b[r] += u * s;
+                c[r] += p * s;
+                d[r] += q * s;
+            }
+        }
+    }
+    EACH_ROW
+    {
+        store16(SUMS_AT(0), a[r]);
+        if (tiles > 1)
+            store16(SUMS_AT(1), b[r]);
+        if (tiles > 2) {
+            store16(SUMS_AT(2), c[r]);
+            store16(SUMS_AT(3), d[r]);
+        }
+    }
+#undef EACH_ROW
+#undef SUMS_AT
+#undef START
+}
+
+/* One function for each format and block, shared by all layers: `multiply_F32_14x2`. */
+#define FLOAT_BLOCK(format, rows, tiles)                                                                     \
+    static __attribute__((noinline)) void multiply_##format##_##rows##x##tiles(                              \
+        const unsigned char *w, int64_t step, int columns, const float *x, float *sums, int64_t sums_step,   \
+        int first)                                                                                           \
+    {                                                                                                        \
+        multiply_block(WEIGHT_##format, rows, tiles, w, step, columns, x, sums, sums_step, first);           \
+    }
+#define FLOAT_ENTRY(format, rows, tiles) [tiles][rows] = multiply_##format##_##rows##x##tiles,
+
+#define X(rows, tiles) FLOAT_BLOCK(F32, rows, tiles)
+FLOAT_BLOCKS(X)
+#undef X
+#define X(rows, tiles) FLOAT_BLOCK(F16, rows, tiles)
+FLOAT_BLOCKS(X)
+#undef X
+#define X(rows, tiles) FLOAT_BLOCK(BF16, rows, tiles)
+FLOAT_BLOCKS(X)
+#undef X
+
+/* Blocks by tiles and rows; NULL where such a block doesn't fit the registers. */
+INLINE float_block block_of(int format, int tiles, int rows)
+{
+#define X(rows, tiles) FLOAT_ENTRY(F32, rows, tiles)
+    static const float_block f32[5][BLOCK_ROWS + 1] = {FLOAT_BLOCKS(X)};
+#undef X
+#define X(rows, tiles) FLOAT_ENTRY(F16, rows, tiles)
+    static const float_block f16[5][BLOCK_ROWS + 1] = {FLOAT_BLOCKS(X)};
+#undef X
+#define X(rows, tiles) FLOAT_ENTRY(BF16, rows, tiles)
+    static const float_block bf16[5][BLOCK_ROWS + 1] = {FLOAT_BLOCKS(X)};
+#undef X
+    return format == WEIGHT_F32 ? f32[tiles][rows] : format == WEIGHT_F16 ? f16[tiles][rows] : bf16[tiles][rows];
+}
+
+/* How many of `left` tiles of the weight are multiplied with `rows` rows at once. */
+INLINE int tiles_at_once(int format, int64_t rows, int64_t left)
+{
+    if (left >= 4 && rows <= BLOCK_ROWS && block_of(format, 4, (int)rows))
+        return 4;
+    return (int)min64(left, BLOCK_TILES);
+}
+
+/* Sums of `rows` (at most FLOAT_ROWS) and `tiles` of the weight, as blocks leave them: [tile][row][16]. x: prepared
+ * rows of `count`, or, of a single row, itself. */
+INLINE void float_sums(int format, int columns, const unsigned char *weight, const float *x, int64_t count,
+                       range rows, range tiles, float *sums)
+{
+    const chunking c = chunks_of(columns);
+    const int64_t bytes = float_tile_bytes(format, columns), many = rows.end - rows.begin, step = many * TILE;
+    const int64_t blocks = (many + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    for (int64_t t = tiles.begin; t < tiles.end;) {
+        const int width = tiles_at_once(format, many, tiles.end - t);
+        for (int i = 0; i < c.count; i++) {
+            const int first = i * c.columns, wide = (int)min64(c.columns, columns - first);
+            const unsigned char *w = weight + t * bytes + first * column_bytes(format);
+            for (int64_t b = 0; b < blocks; b++) {
+                const int64_t begin = many * b / blocks, end = many * (b + 1) / blocks;
+                const float *from = count ? x + (i * count + rows.begin + begin) * CHUNK_STRIDE : x + first;
+                block_of(format, width, (int)(end - begin))(
+                    w, bytes, wide, from, sums + (t - tiles.begin) * step + begin * TILE, step, !i);
+            }
+        }
+        t += width;
+    }
+}
+
+/* The outputs of `tiles` of part `p` for `rows`, stored. `prepared`: all rows by prepare_float_row(), or NULL if
+ * there is but one, which is read where it lies. */
+INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
+                        range rows, range tiles)
+{
+    const int format = spec->part[p].format, pair = spec->gated ? 2 : 1;
+    const float *x = prepared ? (const float *)prepared : args->x;
+    float sums[FLOAT_ROWS * 2 * TILE];
+    const int64_t many = rows.end - rows.begin, most = many <= 3 ? 4 / pair : 2 / pair;
+    for (int64_t t = tiles.begin; t < tiles.end; t += most) {
+        const int64_t end = min64(tiles.end, t + most);
+        float_sums(format, spec->columns, args->weight[p], x, prepared ? args->count : 0, rows,
+                   (range){t * pair, end * pair}, sums);
+        for (int64_t r = 0; r < many; r++)
+            for (int64_t i = t; i < end; i++) {
+                const float *at = sums + ((i - t) * pair * many + r) * TILE;
+                if (spec->gated)
+                    store_gated(spec, args, rows.begin + r, i, load16(at), load16(at + many * TILE));
+                else
+                    store_tile(spec, args, p, rows.begin + r, i, load16(at));
+            }
+    }
+}
+
+/* Row `row` of a packed weight as floats. */
+INLINE void unpack_row_float(const linear_part *part, int columns, const unsigned char *weight, int64_t row,
+                             float *y)
+{
+    const unsigned char *tile = weight + row / TILE * float_tile_bytes(part->format, columns);
+    for (int k = 0; k < columns; k++) {
+        int odd = part->format == WEIGHT_BF16 && k % 2;
+        y[k] = weight16(part->format, tile, k - odd, odd)[row % TILE];
+    }
+}
+
+#undef FLOAT_BLOCK
+#undef FLOAT_ENTRY
+
+#endif
