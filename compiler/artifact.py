@@ -64,7 +64,9 @@ class Artifact:
             if read_manifest(self.folder) != self.manifest:
                 return self.manifest
             raise ArtifactError.of(problems)
-        models = {file for variant in self.manifest.variants.values() for file in variant.entries.values()}
+        variants = self.manifest.variants.values()
+        models = {file for variant in variants for file in variant.entries.values()}
+        models |= {variant.weights for variant in variants if variant.weights is not None}
         others = {WEIGHTS, *(GOLDEN.format(entry=entry) for entry in self.manifest.entries)}
         for name in sorted(models | (others & self.manifest.files.keys())):
             try:
@@ -85,6 +87,10 @@ class Artifact:
         """Contents of a model file as it was when the folder was opened."""
         handle = self._files[name].fileno()
         return os.pread(handle, os.fstat(handle).st_size, 0)
+
+    def file(self, name: str) -> BinaryIO:
+        """A model or weight file as it was when the folder was opened."""
+        return self._files[name]
 
     def weights(self) -> BinaryIO | None:
         """The weight file as it was when the folder was opened; None if all tensors are in the models."""

@@ -61,6 +61,12 @@ class Variant:
         """Number of nodes."""
         return sum(self.operators.values())
 
+    @property
+    def weights(self) -> str | None:
+        """A weight file of its own, relative to the folder; None if it reads the folder's."""
+        file = self.settings.get("weights")
+        return None if file is None else str(PurePosixPath(next(iter(self.entries.values()))).with_name(file))
+
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
@@ -158,6 +164,8 @@ class Manifest:
                     raise ArtifactError(place, f"variant {name!r} has an unknown entry {entry!r}")
                 if file not in self.files:
                     raise ArtifactError(place, f"variant {name!r}: {file!r} is not among its files")
+            if variant.weights is not None and variant.weights not in self.files:
+                raise ArtifactError(place, f"variant {name!r}: {variant.weights!r} is not among its files")
 
 
 def is_inside(name: str) -> bool:

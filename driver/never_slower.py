@@ -149,7 +149,7 @@ def keep_what_pays(
         rival = workbench.optimized(other, f"without-{name}")
         if rival.decoding is None and built.decoding is not None:
             continue  # the cache stands on this pass: without it there is another program to time
-        if all(rival.models[entry].data == model.data for entry, model in built.models.items()):
+        if all(rival.models[entry].code() == model.code() for entry, model in built.models.items()):
             continue
         tried = Trial(name, trial(built, rival, inputs, threads=threads))
         trials.append(tried)

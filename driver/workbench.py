@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,18 +11,24 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from ..compiler.codegen.base import Backend
+from ..compiler.codegen.native.backend import NativeBackend
 from ..compiler.codegen.onnxruntime.backend import OnnxRuntimeBackend
 from ..compiler.draft import Draft
 from ..compiler.errors import InternalError
 from ..compiler.manifest import Entry, Variant
 from ..compiler.options import Target
 from ..compiler.program import Decoding, Program
-from ..runtime.onnxruntime import RESTING, Model, OnnxRuntimeRunner
+from ..runtime.base import Model, Runner
+from ..runtime.native import NativeModel
+from ..runtime.onnxruntime import OnnxRuntimeModel
 from ..runtime.stepwise import StepwiseRunner
 from .lower import Lowered
 
-BACKENDS: dict[str, Backend] = {"ort": OnnxRuntimeBackend()}
+BACKENDS: dict[str, Backend] = {"ort": OnnxRuntimeBackend(), "native": NativeBackend()}
 """Code generators by name. Their lowering is in ``passes/lowering/<name>``, their runner in ``runtime/``."""
+
+SOURCE_BACKEND = "ort"
+"""What the program as imported runs under: it takes every operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +49,9 @@ class Built:
         """The main entry's."""
         return self.models["main"]
 
-    def open(
-        self, threads: int | None = None, taps: Sequence[str] = (), resting: bool = False
-    ) -> OnnxRuntimeRunner:
-        """A runner; the caller closes it. ``resting``: see ``RESTING``. Raises: as OnnxRuntimeRunner."""
-        return self._open("main", threads, taps, resting)
+    def open(self, threads: int | None = None, taps: Sequence[str] = (), resting: bool = False) -> Runner:
+        """A runner of the main entry; the caller closes it. Raises: as its backend's runner."""
+        return self.model.open(threads, taps, resting=resting)
 
     def open_stepwise(
         self, threads: int | None = None, *, resting: bool = False, steps: int = 0
@@ -55,21 +60,16 @@ class Built:
         if self.decoding is None:
             raise InternalError(f"{self.name} has no entry with state")
         with ExitStack() as stack:
-            decode = self._open(self.decoding.entry, threads, (), resting)
+            decode = self.models[self.decoding.entry].open(threads, resting=resting)
             stack.callback(decode.close)
             source = self.decoding.encoder
-            encode = None if source is None else self._open(source, threads, (), resting)
+            encode = None if source is None else self.models[source].open(threads, resting=resting)
             stack.pop_all()
             return StepwiseRunner(self.decoding, decode, encode, steps)
 
-    def _open(self, entry: str, threads: int | None, taps: Sequence[str], resting: bool) -> OnnxRuntimeRunner:
-        model = self.models[entry]
-        settings = {**model.settings, **(RESTING if resting else {})}
-        return OnnxRuntimeRunner(replace(model, settings=settings), threads, taps)
-
 
 class Workbench:
-    """Builds programs into ``draft`` for ``target`` with one backend."""
+    """Builds programs into ``draft`` for ``target``; the source under ``SOURCE_BACKEND``."""
 
     __slots__ = ("backend", "built", "draft", "target")
 
@@ -81,37 +81,64 @@ class Workbench:
 
     def source(self, program: Program) -> Built:
         """The program as imported: the baseline of timing and bisection."""
-        return self._build(program, "source", "source")
+        return self._build(program, "source", "source", BACKENDS[SOURCE_BACKEND], Target(self.target.device))
 
     def optimized(self, lowered: Lowered, name: str) -> Built:
         """A lowered program as variant ``name``."""
-        return self._build(lowered.program, name, "optimized")
+        return self._build(lowered.program, name, "optimized", self.backend, self.target)
 
-    def _build(self, program: Program, name: str, role: str) -> Built:
+    def again(self, built: Built, lowered: Lowered, name: str) -> Built:
+        """What another draft has built from ``lowered``, in this one: moved if that is all there is to it."""
+        if not isinstance(built.model, NativeModel):
+            return self.optimized(lowered, name)
         self.built += 1
-        build = self.backend.build(program, self.target, self.draft.variant(name), self.draft.weights)
-        entries = {entry: f"variants/{name}/{file}" for entry, file in build.entries.items()}
+        folder = self.draft.variant(name)
+        shutil.rmtree(folder)
+        shutil.move(built.model.library.parent, folder)
+        files = dict.fromkeys(built.models, f"variants/{name}/{built.model.library.name}")
+        variant = replace(built.variant, entries=files)
+        models = {entry: self._model(lowered.program, entry, variant, name) for entry in files}
+        return replace(built, name=name, variant=variant, models=models)
+
+    def _build(self, program: Program, name: str, role: str, backend: Backend, target: Target) -> Built:
+        self.built += 1
+        build = backend.build(program, target, self.draft.variant(name), self.draft.weights)
         variant = Variant(
             role="source" if role == "source" else "optimized",
-            target=str(self.target),
-            backend=self.backend.name,
-            entries=entries,
+            target=str(target),
+            backend=backend.name,
+            entries={entry: f"variants/{name}/{file}" for entry, file in build.entries.items()},
             settings=build.settings,
             operators=operators(program),
         )
-        models = {
-            entry: Model(
-                data=(self.draft.path / file).read_bytes(),
+        models = {entry: self._model(program, entry, variant, name) for entry in variant.entries}
+        return Built(name, variant, models, tensor_bytes(program), program.decoding)
+
+    def _model(self, program: Program, entry: str, variant: Variant, name: str) -> Model:
+        """What a runner of the entry is opened from while it lies in the draft."""
+        file, target = self.draft.path / variant.entries[entry], Target.parse(variant.target)
+        if variant.weights is not None:
+            decoding = program.decoding
+            state = decoding.state if decoding is not None and decoding.entry == entry else ()
+            return NativeModel(
+                library=file,
+                weights=self.draft.path / variant.weights,
                 signature=signature(program, entry),
+                entry=entry,
+                state={tensor.input: tensor.output for tensor in state},
                 dims=program.dims,
-                settings=build.settings,
-                target=self.target,
-                weights=self.draft.weights.path if self.draft.weights.size else None,
+                target=target,
                 place=name,
             )
-            for entry, file in entries.items()
-        }
-        return Built(name, variant, models, tensor_bytes(program), program.decoding)
+        return OnnxRuntimeModel(
+            data=file.read_bytes(),
+            signature=signature(program, entry),
+            dims=program.dims,
+            settings=variant.settings,
+            target=target,
+            weights=self.draft.weights.path if self.draft.weights.size else None,
+            place=name,
+        )
 
 
 def signature(program: Program, entry: str = "main") -> Entry:

@@ -1,23 +1,49 @@
-"""The runner protocol: one opened variant of an executable folder."""
+"""The runner protocol: one opened entry of a variant; and what a runner is opened from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
+from ..compiler.options import Target
 from ..compiler.program import TensorSpec
 from ..compiler.reference import Array, Arrays
 
 
 class Runner(Protocol):
-    """Runs one entry of one variant; a context manager that frees its session on exit."""
+    """Runs one entry of one variant; a context manager that frees its session on exit.
+
+    ``threads``: workers of a run. ``load_seconds``: how long opening took.
+    """
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
+    threads: int
+    load_seconds: float
 
-    def run(self, inputs: Mapping[str, Array]) -> Arrays:
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
         """Outputs by name. Raises: InputError listing every input that does not fit."""
+        ...
+
+    def check(self, inputs: Mapping[str, Any]) -> Arrays:
+        """``inputs`` as arrays that fit the signature. Raises: InputError listing every one that does not."""
+        ...
+
+    def run_arrays(self, arrays: Arrays) -> Arrays:
+        """``run`` without the checks, for inputs that ``check`` returned: what timing measures."""
+        ...
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
+        """Every input and the wanted outputs bound to memory, contiguous; outputs left out are dropped.
+
+        The memory is read and written by each ``run_bound``: its owner keeps it. A state that is written in
+        place has the same array as input and as output.
+        """
+        ...
+
+    def run_bound(self, binding: Any) -> None:
+        """Run over the memory of a binding."""
         ...
 
     def close(self) -> None:
@@ -29,3 +55,29 @@ class Runner(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class Model(Protocol):
+    """One entry of a built variant: what a runner is opened from."""
+
+    @property
+    def target(self) -> Target:
+        """What it was built for."""
+        ...
+
+    def open(self, threads: int | None = None, taps: Sequence[str] = (), *, resting: bool = False) -> Runner:
+        """A runner; the caller closes it.
+
+        ``threads``: None takes the physical cores this process may use. ``taps``: inner values, by name, to
+        give as outputs too, where the backend keeps them; others are left out. ``resting``: its worker
+        threads rest as soon as a run ends, so that it disturbs no other.
+        """
+        ...
+
+    def code(self) -> bytes:
+        """What tells two builds of one program apart."""
+        ...
+
+    def computed(self) -> list[str]:
+        """Names of the inner values that it can give, in execution order."""
+        ...

@@ -21,12 +21,12 @@ from ..compiler.manifest import Entry, Manifest
 from ..compiler.options import Target
 from ..compiler.program import TensorSpec
 from ..compiler.reference import Array, Arrays, Reference
+from .base import Runner
 from .bench import BenchResult, Candidate, bench
 from .call import default_call, flatten, unflatten
 from .compare import Limit
 from .generate import Conversation, Generation, GenerationOptions, Generator, Stream
 from .generate.bench import GenerationBench, bench_generation, workloads
-from .onnxruntime import OnnxRuntimeRunner
 from .samples import sample_inputs
 from .session import open_runner
 from .text import Answer, Classification, Text, TextEncoder, answer, classify, embed
@@ -60,7 +60,7 @@ class Executable:
     ) -> None:
         self._artifact = artifact
         self._resolve = resolve_reference
-        self._runners: dict[tuple[str, str, int | None], OnnxRuntimeRunner] = {}
+        self._runners: dict[tuple[str, str, int | None], Runner] = {}
         self._generators: dict[tuple[str, int | None], Generator] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -115,7 +115,7 @@ class Executable:
 
     def runner(
         self, variant: str | None = None, *, entry: str = "main", threads: int | None = None
-    ) -> OnnxRuntimeRunner:
+    ) -> Runner:
         """The runner of a variant, opened once for each count of threads; closed with the Executable."""
         name, _ = self._artifact.variant(variant)
         with self._lock:
@@ -200,7 +200,7 @@ class Executable:
                 self._generators[name, threads] = Generator(self._artifact, name, open_entry)
             return self._generators[name, threads]
 
-    def _entry_runner(self, variant: str, threads: int | None, entry: str) -> OnnxRuntimeRunner:
+    def _entry_runner(self, variant: str, threads: int | None, entry: str) -> Runner:
         return self.runner(variant, entry=entry, threads=threads)
 
     def embed(

@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeAlias
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -17,12 +17,13 @@ from ..compiler.errors import CompileError, ToolError, require
 from ..compiler.manifest import Entry
 from ..compiler.options import Target
 from ..compiler.program import DimRange, TensorSpec
-from ..compiler.reference import Arrays
+from ..compiler.reference import Array, Arrays
 from .conditions import cores
 from .device import described, is_foreign, on_gpu, run_device, run_values
 from .messages import translated
-from .taps import tapped
-from .validate import checked
+from .taps import computed, tapped
+from .tensors import address_of
+from .validate import Form, checked, form_of
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -38,7 +39,7 @@ _LEVELS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class OnnxRuntimeModel:
     """What a session is made from: a built model, its signature, and where its large tensors lie.
 
     ``weights``: the weight file's path; ``held``: the same file opened before, used if the path is
@@ -54,8 +55,20 @@ class Model:
     held: BinaryIO | None = None
     place: str = "model"
 
+    def open(
+        self, threads: int | None = None, taps: Sequence[str] = (), *, resting: bool = False
+    ) -> OnnxRuntimeRunner:
+        """A runner; the caller closes it. ``resting``: see ``RESTING``. Raises: as OnnxRuntimeRunner."""
+        settings = {**self.settings, **(RESTING if resting else {})}
+        return OnnxRuntimeRunner(replace(self, settings=settings), threads, taps)
 
-Form: TypeAlias = tuple[tuple[str, np.dtype[Any], tuple[int, ...], bool], ...]
+    def code(self) -> bytes:
+        """The model as ONNX."""
+        return self.data
+
+    def computed(self) -> list[str]:
+        """Names of all values that the main graph computes, in execution order."""
+        return computed(self.data)
 
 
 class OnnxRuntimeRunner:
@@ -67,7 +80,7 @@ class OnnxRuntimeRunner:
     without a kernel, CompileError for whatever else ONNX Runtime refuses.
     """
 
-    def __init__(self, model: Model, threads: int | None = None, taps: Sequence[str] = ()) -> None:
+    def __init__(self, model: OnnxRuntimeModel, threads: int | None = None, taps: Sequence[str] = ()) -> None:
         ort = require("onnxruntime", extra=_extra(model.target))
         self._ort = ort
         self.inputs: Sequence[TensorSpec] = model.signature.inputs
@@ -109,7 +122,7 @@ class OnnxRuntimeRunner:
     def check(self, inputs: Mapping[str, Any]) -> Arrays:
         """``inputs`` as arrays that fit the signature. Raises: InputError listing every one that does not."""
         # Cold, after a run, the full check takes 0.2 ms: arrays formed like the last accepted pass at once.
-        form = _form(inputs)
+        form = form_of(inputs)
         if form is not None and form == self._accepted:
             return dict(inputs)
         arrays = self._checked(inputs)
@@ -130,10 +143,16 @@ class OnnxRuntimeRunner:
                 outputs = session.run(None, arrays)
         return dict(zip(self._names, outputs, strict=True))
 
-    def binding(self) -> Any:
-        """A new binding of inputs and outputs to memory. Raises: CompileError if closed."""
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
+        """Every input and the wanted outputs bound to memory. Raises: CompileError if closed."""
+        dtypes = {spec.name: int(spec.dtype) for spec in (*self.inputs, *self.outputs)}
         with self._translated() as session:
-            return session.io_binding()
+            binding = session.io_binding()
+            for name, array in inputs.items():
+                binding.bind_input(name, "cpu", 0, dtypes[name], array.shape, address_of(array))
+            for name, array in outputs.items():
+                binding.bind_output(name, "cpu", 0, dtypes[name], array.shape, address_of(array))
+            return binding
 
     def run_bound(self, binding: Any) -> None:
         """Run over the memory that ``binding`` names; outputs that are not bound are not returned.
@@ -177,17 +196,7 @@ class OnnxRuntimeRunner:
         self.close()
 
 
-def _form(inputs: Mapping[str, Any]) -> Form | None:
-    """What a check decides by, if all are plain arrays: names, dtypes, shapes. None for anything else."""
-    form = []
-    for name, value in inputs.items():
-        if type(value) is not np.ndarray or value.dtype.hasobject:
-            return None
-        form.append((name, value.dtype, value.shape, value.flags.c_contiguous))
-    return tuple(form)
-
-
-def _session(ort: Any, model: Model, data: bytes, threads: int) -> Any:
+def _session(ort: Any, model: OnnxRuntimeModel, data: bytes, threads: int) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -213,7 +222,7 @@ def _session(ort: Any, model: Model, data: bytes, threads: int) -> Any:
     return session
 
 
-def _attach_weights(options: Any, model: Model) -> object:
+def _attach_weights(options: Any, model: OnnxRuntimeModel) -> object:
     """Tell the session where the weight file lies; what must stay alive until the session is made."""
     if model.weights is None:
         return None
@@ -233,7 +242,7 @@ def _is_same_file(path: Path, held: BinaryIO) -> bool:
         return False
 
 
-def _providers(ort: Any, model: Model) -> list[Any]:
+def _providers(ort: Any, model: OnnxRuntimeModel) -> list[Any]:
     if model.target.device == "cpu":
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in ort.get_available_providers():

@@ -10,7 +10,8 @@ from ..compiler.artifact import Artifact
 from ..compiler.codegen.onnxruntime import placement
 from ..compiler.errors import Problem
 from ..compiler.program import Program
-from .onnxruntime import Model, OnnxRuntimeRunner
+from .base import Model
+from .onnxruntime import OnnxRuntimeModel, OnnxRuntimeRunner
 from .session import model_of
 
 
@@ -25,7 +26,7 @@ def left_to_cpu(artifact: Artifact, variant: str | None = None, entry: str = "ma
 
 def left_to_cpu_by(model: Model) -> list[Problem]:
     """``left_to_cpu`` of what a session is made from."""
-    if model.target.device == "cpu":
+    if model.target.device == "cpu" or not isinstance(model, OnnxRuntimeModel):
         return []
     import onnx
 

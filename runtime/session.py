@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from ..compiler.artifact import WEIGHTS, Artifact
 from ..compiler.errors import ArtifactError
+from ..compiler.manifest import Variant
 from ..compiler.options import Target
-from .onnxruntime import Model, OnnxRuntimeRunner
+from .base import Model, Runner
+
+Opener: TypeAlias = Callable[[Artifact, Variant, str, str], Model]
 
 
 def model_of(artifact: Artifact, variant: str | None = None, entry: str = "main") -> Model:
-    """What a session of ``variant`` is made from. Raises: ArtifactError if it has no such entry."""
+    """What a runner of ``variant`` is opened from. Raises: ArtifactError if it has no such entry."""
     name, record = artifact.variant(variant)
-    if record.backend != "ort":
+    if record.backend not in _BACKENDS:
         fact = f"variant {name!r} was built by backend {record.backend!r}, which this version can't run"
         raise ArtifactError(str(artifact.folder), fact, "upgrade miaotui")
     if entry not in record.entries:
         fix = f"it has {', '.join(record.entries)}"
         raise ArtifactError(str(artifact.folder), f"variant {name!r} has no entry {entry!r}", fix)
-    weights = artifact.weights()
-    return Model(
-        data=artifact.read(record.entries[entry]),
-        signature=artifact.manifest.entries[entry],
-        dims=artifact.manifest.dims,
-        settings=record.settings,
-        target=Target.parse(record.target),
-        weights=None if weights is None else artifact.folder / WEIGHTS,
-        held=weights,
-        place=f"{artifact.folder.name} ({name})",
-    )
+    return _BACKENDS[record.backend](artifact, record, entry, f"{artifact.folder.name} ({name})")
 
 
 def open_runner(
@@ -39,6 +33,47 @@ def open_runner(
     entry: str = "main",
     threads: int | None = None,
     taps: Sequence[str] = (),
-) -> OnnxRuntimeRunner:
-    """A runner of ``variant`` (None: the default one). Raises: as ``model_of`` and ``OnnxRuntimeRunner``."""
-    return OnnxRuntimeRunner(model_of(artifact, variant, entry), threads, taps)
+) -> Runner:
+    """A runner of ``variant`` (None: the default one). Raises: as ``model_of`` and the backend's runner."""
+    return model_of(artifact, variant, entry).open(threads, taps)
+
+
+def _onnxruntime(artifact: Artifact, record: Variant, entry: str, place: str) -> Model:
+    from .onnxruntime import OnnxRuntimeModel
+
+    weights = artifact.weights()
+    return OnnxRuntimeModel(
+        data=artifact.read(record.entries[entry]),
+        signature=artifact.manifest.entries[entry],
+        dims=artifact.manifest.dims,
+        settings=record.settings,
+        target=Target.parse(record.target),
+        weights=None if weights is None else artifact.folder / WEIGHTS,
+        held=weights,
+        place=place,
+    )
+
+
+def _native(artifact: Artifact, record: Variant, entry: str, place: str) -> Model:
+    from .native import NativeModel
+
+    library, weights = record.entries[entry], record.weights
+    if weights is None:
+        raise ArtifactError(place, "names no weight file", "compile the model again")
+    decoding = artifact.manifest.decoding
+    state = decoding.state if decoding is not None and decoding.entry == entry else ()
+    return NativeModel(
+        library=artifact.folder / library,
+        weights=artifact.folder / weights,
+        signature=artifact.manifest.entries[entry],
+        entry=entry,
+        state={tensor.input: tensor.output for tensor in state},
+        dims=artifact.manifest.dims,
+        target=Target.parse(record.target),
+        held_library=artifact.file(library),
+        held_weights=artifact.file(weights),
+        place=place,
+    )
+
+
+_BACKENDS: dict[str, Opener] = {"ort": _onnxruntime, "native": _native}

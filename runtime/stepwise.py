@@ -12,7 +12,7 @@ import numpy as np
 from ..compiler.errors import InternalError
 from ..compiler.program import Decoding, TensorSpec
 from ..compiler.reference import Array, Arrays
-from .onnxruntime import OnnxRuntimeRunner
+from .base import Runner
 
 _SPARE = 4
 """Positions of capacity beyond the sequence, for what rows that are behind the others write past it."""
@@ -29,8 +29,8 @@ class StepwiseRunner:
     def __init__(
         self,
         decoding: Decoding,
-        decode: OnnxRuntimeRunner,
-        encode: OnnxRuntimeRunner | None = None,
+        decode: Runner,
+        encode: Runner | None = None,
         steps: int = 0,
     ) -> None:
         self._decoding = decoding

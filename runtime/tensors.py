@@ -62,3 +62,8 @@ def from_numpy(array: Array, kind: str) -> object:
     if kind == "keras":
         return require("keras", extra="keras").ops.convert_to_tensor(array)
     return array
+
+
+def address_of(array: Array) -> int:
+    """Where an array's first element lies in memory."""
+    return int(array.__array_interface__["data"][0])

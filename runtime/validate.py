@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -11,6 +12,19 @@ from ..compiler.errors import InputError, Problem
 from ..compiler.program import DimRange, TensorSpec, dtype_name
 from ..compiler.reference import Array, Arrays
 from .tensors import to_numpy
+
+Form: TypeAlias = tuple[tuple[str, np.dtype[Any], tuple[int, ...], bool], ...]
+"""Names, dtypes, shapes and contiguity: what a check decides by."""
+
+
+def form_of(inputs: Mapping[str, Any]) -> Form | None:
+    """The form of ``inputs`` if all are plain arrays, None for anything else."""
+    form = []
+    for name, value in inputs.items():
+        if type(value) is not np.ndarray or value.dtype.hasobject:
+            return None
+        form.append((name, value.dtype, value.shape, value.flags.c_contiguous))
+    return tuple(form)
 
 
 def checked(

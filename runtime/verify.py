@@ -13,7 +13,6 @@ from ..compiler.reference import Array, Arrays, Reference
 from .compare import Difference, Limit, differences
 from .layers import LayerDifference, compare_layers, first_excess, surviving
 from .session import model_of
-from .taps import computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class GoldenReference:
 
 def layer_values(artifact: Artifact, variant: str | None) -> dict[str, str]:
     """Layer path → value name of the layers that ``variant`` still computes, in execution order."""
-    return surviving(artifact.manifest.layers, computed(model_of(artifact, variant).data))
+    return surviving(artifact.manifest.layers, model_of(artifact, variant).computed())
 
 
 def verification(

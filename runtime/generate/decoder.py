@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...compiler.errors import InternalError
-from ...compiler.program import Decoding, TensorSpec
+from ...compiler.program import Decoding
 from ...compiler.reference import Array
-from ..onnxruntime import OnnxRuntimeRunner
+from ..base import Runner
 from .buffers import StateBuffers, aligned
 
 CHUNK = 512
@@ -48,7 +48,7 @@ class Decoder:
 
     def __init__(
         self,
-        runner: OnnxRuntimeRunner,
+        runner: Runner,
         decoding: Decoding,
         *,
         rows: int = 1,
@@ -216,29 +216,16 @@ class Decoder:
     ) -> Any:
         """Inputs and outputs of ``rows`` bound to where they lie; what is not bound is not returned."""
         state, roles = self._state, self._roles
-        binding = self._runner.binding()
         small = {roles.tokens: tokens, roles.lengths: lengths, roles.select: select}
         past = {t.input: b[rows] for t, b in zip(roles.state, state.sides[side], strict=True)}
         constants = {name: array[rows] for name, array in self._constants.items()}
-        for name, array in (small | past | constants).items():
-            binding.bind_input(name, "cpu", 0, _element(self._specs[name]), array.shape, _address(array))
         written = {t.output: b[rows] for t, b in zip(roles.state, state.sides[side - 1], strict=True)}
         if outputs is not None:
             written |= dict(zip((roles.logits, roles.next), outputs, strict=True))
-        for name, array in written.items():
-            binding.bind_output(name, "cpu", 0, _element(self._specs[name]), array.shape, _address(array))
-        return binding
+        return self._runner.bind(small | past | constants, written)
 
 
 def _capacity(tokens: int, context: int | None) -> int:
     """The power of two that ``tokens`` fit in, at most the context."""
     power = 1 << (max(tokens, SHORTEST) - 1).bit_length()
     return power if context is None else min(power, context)
-
-
-def _element(spec: TensorSpec) -> int:
-    return int(spec.dtype)
-
-
-def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])

@@ -9,11 +9,11 @@ import numpy as np
 from ...compiler.errors import InternalError
 from ...compiler.program import Decoding, TensorSpec
 from ...compiler.reference import Array, Arrays
-from ..onnxruntime import OnnxRuntimeRunner
+from ..base import Runner
 
 
 def encoded(
-    runner: OnnxRuntimeRunner,
+    runner: Runner,
     decoding: Decoding,
     sources: Sequence[Sequence[int]],
     wanted: Sequence[TensorSpec],
@@ -35,7 +35,7 @@ def encoded(
     return {spec.name: _contiguous(found, spec) for spec in wanted}
 
 
-def can_pad(runner: OnnxRuntimeRunner, decoding: Decoding) -> bool:
+def can_pad(runner: Runner, decoding: Decoding) -> bool:
     """Whether sources of different lengths can run together: the encoder takes a mask."""
     return any(spec.name in decoding.encoder_inputs for spec in runner.inputs)
 

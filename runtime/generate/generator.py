@@ -11,7 +11,7 @@ import numpy as np
 from ...compiler.artifact import Artifact
 from ...compiler.errors import InputError, ToolError
 from ...compiler.reference import Array, Arrays
-from ..onnxruntime import OnnxRuntimeRunner
+from ..base import Runner
 from ..text import Tokenizer
 from .decoder import CHUNK, Decoder
 from .defaults import Defaults
@@ -38,9 +38,7 @@ class Generator:
     Raises: UnsupportedError if the variant keeps no state between tokens, with the reason.
     """
 
-    def __init__(
-        self, artifact: Artifact, variant: str | None, open_runner: Callable[[str], OnnxRuntimeRunner]
-    ) -> None:
+    def __init__(self, artifact: Artifact, variant: str | None, open_runner: Callable[[str], Runner]) -> None:
         name, record = artifact.variant(variant)
         self.decoding = decoding_of(artifact.manifest, name)
         self._artifact, self._open, self._in_place = artifact, open_runner, is_in_place(record)
@@ -48,7 +46,7 @@ class Generator:
         self._lock = threading.Lock()
 
     @property
-    def runner(self) -> OnnxRuntimeRunner:
+    def runner(self) -> Runner:
         """Of the entry with state."""
         return self._open(self.decoding.entry)
 

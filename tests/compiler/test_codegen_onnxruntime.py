@@ -17,21 +17,21 @@ from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import Target
 from miaotui.compiler.program import Program
 from miaotui.compiler.weights import WeightStore
-from miaotui.runtime.onnxruntime import Model, OnnxRuntimeRunner
+from miaotui.runtime.onnxruntime import OnnxRuntimeModel, OnnxRuntimeRunner
 from onnx import TensorProto, helper, numpy_helper
 from support.folders import mlp, program, run_mlp
 
 BACKEND = OnnxRuntimeBackend()
 
 
-def built(made: Program, folder: Path, target: Target | None = None) -> Model:
+def built(made: Program, folder: Path, target: Target | None = None) -> OnnxRuntimeModel:
     """Build ``made`` in ``folder`` and say what a session is made from."""
     target = Target() if target is None else target
     with WeightStore(folder / "w.bin") as weights:
         build = BACKEND.build(made, target, folder, weights)
     signature = Entry(made.inputs(), made.outputs())
     data = (folder / build.entries["main"]).read_bytes()
-    return Model(data, signature, made.dims, build.settings, target, weights=folder / "w.bin")
+    return OnnxRuntimeModel(data, signature, made.dims, build.settings, target, weights=folder / "w.bin")
 
 
 def test_result_equals_numpy(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from miaotui.frontends.onnx import import_onnx
 from miaotui.passes.base import PassContext
 from miaotui.passes.observers import Verify, run_pipeline
 from miaotui.passes.pipeline import pipeline
-from miaotui.runtime.onnxruntime import Model, OnnxRuntimeRunner
+from miaotui.runtime.onnxruntime import OnnxRuntimeModel, OnnxRuntimeRunner
 from support.onnx_backend import Case, cases, check
 
 TABLE = Path(__file__).with_name("exceptions.txt")
@@ -61,7 +61,7 @@ def run_optimized(
     program = optimized(source, CompileOptions(target=TARGET))
     with WeightStore(folder / "weights.bin") as store:
         build = OnnxRuntimeBackend().build(program, TARGET, folder, store)
-    built = Model(
+    built = OnnxRuntimeModel(
         (folder / build.entries["main"]).read_bytes(),
         Entry(program.inputs(), program.outputs()),
         settings=build.settings,

@@ -10,18 +10,18 @@ from miaotui.compiler.errors import ToolError
 from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import Target
 from miaotui.runtime import onnxruntime as room
-from miaotui.runtime.onnxruntime import Model
+from miaotui.runtime.onnxruntime import OnnxRuntimeModel
 from miaotui.runtime.placement import left_to_cpu_by
 
 
-def _model(device: Any) -> Model:
+def _model(device: Any) -> OnnxRuntimeModel:
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 21]> '
         "g (float[N, 4] x) => (float[N, 4] y) { a = Tan(x) y = Relu(a) }"
     )
     for index, node in enumerate(proto.graph.node):
         node.name = f"n{index}"
-    return Model(data=proto.SerializeToString(), signature=Entry((), ()), target=Target(device))
+    return OnnxRuntimeModel(data=proto.SerializeToString(), signature=Entry((), ()), target=Target(device))
 
 
 def test_a_cpu_variant_has_nothing_to_prove() -> None:

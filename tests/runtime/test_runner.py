@@ -16,7 +16,7 @@ from miaotui.compiler.errors import ArtifactError, CompileError, InputError, Too
 from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import Target
 from miaotui.compiler.program import DimRange, TensorSpec
-from miaotui.runtime.onnxruntime import Model, OnnxRuntimeRunner
+from miaotui.runtime.onnxruntime import OnnxRuntimeModel, OnnxRuntimeRunner
 from miaotui.runtime.session import model_of, open_runner
 from miaotui.runtime.validate import checked
 from onnx import TensorProto, helper
@@ -161,7 +161,7 @@ def test_operator_without_kernel_is_unsupported_and_named() -> None:
 def test_malformed_model_is_a_compile_error() -> None:
     signature = Entry((), ())
     with pytest.raises(CompileError):
-        OnnxRuntimeRunner(Model(b"not protobuf", signature))
+        OnnxRuntimeRunner(OnnxRuntimeModel(b"not protobuf", signature))
 
 
 def test_missing_provider_names_the_pip_line(artifact: Artifact) -> None:
@@ -170,8 +170,11 @@ def test_missing_provider_names_the_pip_line(artifact: Artifact) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("CUDA is here")
     model = model_of(artifact)
+    assert isinstance(model, OnnxRuntimeModel)
     with pytest.raises(ToolError, match=r"pip install 'onnxruntime-gpu"):
-        OnnxRuntimeRunner(Model(model.data, model.signature, target=Target("cuda"), weights=model.weights))
+        OnnxRuntimeRunner(
+            OnnxRuntimeModel(model.data, model.signature, target=Target("cuda"), weights=model.weights)
+        )
 
 
 def test_closed_runner_says_so(artifact: Artifact) -> None:
@@ -191,9 +194,9 @@ def test_unknown_variant_and_entry_name_what_there_is(artifact: Artifact) -> Non
 def test_backend_of_another_version_is_refused(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    variants = {"new": replace(artifact.manifest.variants["source"], backend="native")}
+    variants = {"new": replace(artifact.manifest.variants["source"], backend="wasm")}
     monkeypatch.setattr(artifact, "manifest", replace(artifact.manifest, variants=variants, default="new"))
-    with pytest.raises(ArtifactError, match=r"'native'.*upgrade"):
+    with pytest.raises(ArtifactError, match=r"'wasm'.*upgrade"):
         open_runner(artifact)
 
 
@@ -236,7 +239,8 @@ def test_threads_may_share_a_runner(artifact: Artifact) -> None:
 
 def test_message_has_one_line_and_no_path_of_onnxruntime(artifact: Artifact) -> None:
     model = model_of(artifact)
-    broken = Model(model.data, model.signature, weights=artifact.folder / "variants/none.bin")
+    assert isinstance(model, OnnxRuntimeModel)
+    broken = OnnxRuntimeModel(model.data, model.signature, weights=artifact.folder / "variants/none.bin")
     with pytest.raises(CompileError) as caught:
         OnnxRuntimeRunner(broken)
     assert not re.search(r"\n|onnxruntime_src|\.cc", str(caught.value))
@@ -255,4 +259,4 @@ def session(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     code = ir.DataType[dtype]
     signature = Entry((TensorSpec("x", code, shape),), (TensorSpec("y", code, None),))
-    return OnnxRuntimeRunner(Model(model.SerializeToString(), signature), threads=1)
+    return OnnxRuntimeRunner(OnnxRuntimeModel(model.SerializeToString(), signature), threads=1)

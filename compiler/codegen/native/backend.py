@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import onnx_ir as ir
 
-from ...errors import CompileError, Problem, UnsupportedError
-from ...ir.check_structure import place
+from ...errors import Problem, UnsupportedError
 from ...options import Target
 from ...program import Program
 from ...weights import WeightStore
@@ -18,12 +16,12 @@ from .emit.base import CTYPES
 from .emit.table import operator_of
 from .entry import EntryWriter, Finished
 from .functions import Functions
+from .library import CODE, LIBRARY, WEIGHTS, build_library
 from .program import FINGERPRINT, program_text
+from .sizes import Sizes
 from .targets import isa_of
-from .toolchain import KERNELS, find_toolchain
+from .toolchain import find_toolchain
 from .weights_file import WeightFile
-
-LIBRARY, WEIGHTS, CODE = "libmodel.so", "model.weights", "model.c"
 
 
 class NativeBackend:
@@ -43,9 +41,10 @@ class NativeBackend:
         operator = operator_of(node)
         if operator is None:
             return "no kernel is written for it"
+        sizes = Sizes.of(node.graph) if isinstance(node.graph, ir.Graph) else None
         for value in (*node.inputs, *node.outputs):
             if value is not None and (value.uses() or value.is_graph_output()):
-                reason = _unfit(value, constants)
+                reason = _unfit(value, constants, sizes)
                 if reason is not None:
                     return reason
         return operator.reason(node)
@@ -68,53 +67,38 @@ class NativeBackend:
         fingerprint = file.write(folder / WEIGHTS, text)
         text = text.replace(f"{{{FINGERPRINT}}}", _bytes(fingerprint))
         (folder / CODE).write_text(text, encoding="utf-8")
-        shutil.copytree(KERNELS, folder / "kernels", dirs_exist_ok=True)
-        shutil.copytree(KERNELS.parent / "include", folder / "include", dirs_exist_ok=True)
-        kernels = folder / "kernels"
-        toolchain.library(isa, folder / LIBRARY, [folder / CODE], [kernels / "load.c", kernels / "state.c"])
-        return Build(dict.fromkeys(program.entries, LIBRARY), {"weights": WEIGHTS, "isa": isa.name})
+        return Build(dict.fromkeys(program.entries, LIBRARY), build_library(folder, isa, toolchain))
 
 
 def emitted(
     program: Program, target: Target, backend: NativeBackend, weights: WeightFile, functions: Functions
 ) -> dict[str, Finished]:
     """Every entry emitted. Raises: UnsupportedError with all nodes that can't be."""
-    problems: list[Problem] = []
-    for model in program.entries.values():
-        for node in model.graph:
-            reason = backend.supports(node, target)
-            if reason is not None:
-                problems.append(Problem(place(node), reason))
-    if problems:
-        raise UnsupportedError.of(problems)
     entries: dict[str, Finished] = {}
+    problems: list[Problem] = []
     for name, model in program.entries.items():
         decoding = program.decoding if program.decoding and program.decoding.entry == name else None
-        entry = EntryWriter(model.graph, weights, functions, decoding)
-        for node in model.graph:
-            operator = operator_of(node)
-            if operator is None or all(entry.constants.holds(v) for v in node.outputs):
-                continue
-            try:
-                entry.emit(node, operator.emit)
-            except CompileError as error:
-                problems.extend(error.problems)
-                break
-        else:
+        try:
+            entry = EntryWriter(model.graph, weights, functions, decoding)
+            for node in model.graph:
+                entry.emit(node, lambda node: backend.supports(node, target))
             entries[name] = entry.finish()
+        except UnsupportedError as error:
+            problems.extend(error.problems)
     if problems:
-        raise UnsupportedError.of(problems)
+        raise UnsupportedError.of(list(dict.fromkeys(problems)))
     return entries
 
 
-def _unfit(value: ir.Value, constants: Constants) -> str | None:
+def _unfit(value: ir.Value, constants: Constants, sizes: Sizes | None) -> str | None:
     if constants.holds(value):
         return None
     if value.dtype not in CTYPES:
         return f"{value.name!r} has dtype {value.dtype}"
-    if value.shape is None:
-        return f"the rank of {value.name!r} is unknown"
-    return None
+    shape = None if sizes is None else sizes.shape(value)
+    if shape is None:
+        return f"the rank of {value.name!r} is not known"
+    return None if None not in shape else f"the shape {value.shape} of {value.name!r} is not known from the inputs'"
 
 
 def _reading_order(program: Program) -> list[str]:

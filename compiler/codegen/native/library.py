@@ -9,7 +9,7 @@ from pathlib import Path
 from .targets import Isa
 from .toolchain import KERNELS, Toolchain, find_toolchain
 
-SOURCE, LIBRARY, WEIGHTS = "model.c", "libmodel.so", "model.weights"
+CODE, LIBRARY, WEIGHTS = "model.c", "libmodel.so", "model.weights"
 """Files of a variant: emitted code, what it is compiled into, what the library maps."""
 
 HEADER = "include/model.h"
@@ -30,10 +30,11 @@ def build_library(
     shutil.copytree(KERNELS, folder / "kernels", dirs_exist_ok=True)
     shutil.copytree(KERNELS.with_name("include"), folder / "include", dirs_exist_ok=True)
     runtime = [folder / "kernels" / name for name in BASELINE]
-    compiler.library(isa, folder / LIBRARY, [folder / SOURCE], runtime, flags)
+    compiler.library(isa, folder / LIBRARY, [folder / CODE], runtime, flags)
     return {
         "isa": isa.name,
         "weights": WEIGHTS,
+        "state.in_place": "1",
         "compiler": compiler.version(),
         "cflags": "-I${dir}/include",
         "libs": "-L${dir} -lmodel -Wl,-rpath,${dir}",
