@@ -49,12 +49,7 @@ def cached_attention(
     """
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
     places = past_lengths[:, None] + np.arange(tokens)
-    present = []
-    for past, new in ((past_key, key), (past_value, value)):
-        grown = past.copy()
-        for row, at in enumerate(places):
-            grown[row][:, at] = new[row]
-        present.append(grown)
+    present = [written(past, new, past_lengths) for past, new in ((past_key, key), (past_value, value))]
     total = int(past_lengths.max(initial=0)) + tokens
     keys, values = (np.repeat(p[:, :, :total].astype(np.float64), groups, 1) for p in present)
     scores = query.astype(np.float64) @ keys.swapaxes(-1, -2) * (scale or 1 / math.sqrt(query.shape[-1]))
@@ -67,6 +62,34 @@ def cached_attention(
         seen &= np.arange(total) > places[..., None] - window
     weights = softmax(np.where(seen[:, None], scores, -np.inf))
     return (weights @ values).astype(query.dtype), present[0], present[1]
+
+
+def written(past: Array, new: Array, lengths: Array) -> Array:
+    """``past`` [batch, heads, capacity, width] with ``new`` [.., tokens, width] behind ``lengths``."""
+    grown = past.copy()
+    for row, length in enumerate(lengths):
+        grown[row][:, length : length + new.shape[2]] = new[row]
+    return grown
+
+
+def packed(rows: Array, dtype: np.dtype[Any]) -> Array:
+    """``rows`` [..., width] as a cache of ``dtype`` holds them: floats, or for int8 [..., width + 4].
+
+    Those are codes of -127 to 127, then the bytes of the float32 by which they are multiplied.
+    """
+    if dtype != np.int8:
+        return rows.astype(dtype)
+    scale = (np.abs(rows).max(-1, keepdims=True) / 127).astype(np.float32)
+    codes = np.rint(np.divide(rows, scale, out=np.zeros_like(rows), where=scale > 0)).astype(np.int8)
+    return np.concatenate([codes, scale.view(np.int8)], -1)
+
+
+def unpacked(cache: Array) -> Array:
+    """What ``packed`` rows stand for, float32[..., width]."""
+    if cache.dtype != np.int8:
+        return cache.astype(np.float32)
+    scale = np.ascontiguousarray(cache[..., -4:]).view(np.float32)
+    return np.asarray(cache[..., :-4].astype(np.float32) * scale)
 
 
 def _infer(node: ir.Node) -> Sequence[Inferred]:

@@ -24,7 +24,7 @@ from .base import (
     shape_of,
     text,
 )
-from .cache import cached_attention
+from .cache import cached_attention, packed, unpacked, written
 from .linear import normalized
 from .rotary import rotate
 
@@ -56,6 +56,7 @@ def fused_attention(
     every head before the rotation. Without a past every query sees all keys, with ``causal`` those at its own
     index and before; ``window`` counts back from there. bias: [batch or 1, heads or 1, tokens or 1, keys or
     1], added after scale and soft cap. Outputs: [batch, heads, tokens, value size]; present key and value.
+    A past of float16 or int8 holds keys and values rounded (see ``packed``), the new ones too.
     """
     query, key = (
         x if g is None else normalized(x, "rms", g, None, epsilon).astype(x.dtype)
@@ -65,18 +66,20 @@ def fused_attention(
         turns = cos[:, None], sin[:, None], rotary == "interleaved"
         query, key = rotate(query, *turns), rotate(key, *turns)
     if past_key is not None and past_value is not None and past_lengths is not None:
-        return cached_attention(
+        new_keys, new_values = packed(key, past_key.dtype), packed(value, past_value.dtype)
+        y, *_ = cached_attention(
             query,
-            key,
-            value,
-            past_key,
-            past_value,
+            unpacked(new_keys),
+            unpacked(new_values),
+            unpacked(past_key),
+            unpacked(past_value),
             past_lengths,
             bias,
             scale=scale,
             softcap=softcap,
             window=window,
         )
+        return y, written(past_key, new_keys, past_lengths), written(past_value, new_values, past_lengths)
     groups = query.shape[1] // key.shape[1]
     keys, values = (np.repeat(x.astype(np.float64), groups, 1) for x in (key, value))
     scores = query.astype(np.float64) @ keys.swapaxes(-1, -2) * (scale or 1 / math.sqrt(query.shape[-1]))

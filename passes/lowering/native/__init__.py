@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...base import Pass
 from .activation import NativeActivation
 from .attention import NativeAttention
+from .cache import NativeCache
 from .gate import NativeGate
 from .join import NativeJoin
 from .linear import NativeLinear
@@ -19,6 +20,7 @@ LOWER_NATIVE: tuple[Pass, ...] = (
     NativeJoin(),
     NativeNorm(),
     NativeResidual(),
+    NativeCache(),
 )
 """In order. None is optional: the C of a program is compiled as a whole, which takes too long to be raced
 against itself pass by pass, so the never-slower check has nothing to revert here."""
@@ -27,6 +29,7 @@ __all__ = [
     "LOWER_NATIVE",
     "NativeActivation",
     "NativeAttention",
+    "NativeCache",
     "NativeGate",
     "NativeJoin",
     "NativeLinear",

@@ -35,6 +35,12 @@ def is_quantized(value: ir.Value) -> bool:
     return _stored(value) is None
 
 
+def is_stored_wide(value: ir.Value) -> bool:
+    """Whether a weight is stored in float32."""
+    tensor = _stored(value)
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT
+
+
 @dataclass(frozen=True, slots=True)
 class Right:
     """The right side of a MatMul, [columns, rows], found to be constant: ``rows(at)`` is it as a weight."""
@@ -59,7 +65,10 @@ def right_side(value: ir.Value | None) -> Right | None:
             return None
         return Right((rows, columns), lambda at: source)
     if tensor is not None and value.dtype == ir.DataType.FLOAT:
-        return Right((rows, columns), lambda at: _plain(turned(tensor), f"{value.name}.T", at))
+        return Right(
+            (rows, columns),
+            lambda at: _plain(turned(tensor), f"{value.name}".removesuffix(".T") + ".rows", at),
+        )
     if _per_row(value, 1) or _blocked_columns(value):
         return Right((rows, columns), lambda at: _turned_scales(value, at))
     return None
@@ -202,7 +211,7 @@ def _turned_scales(value: ir.Value, at: Rewriter) -> ir.Value:
         tensor = constant_tensor(operand)
         if tensor is not None and operand is not None:
             whole = len(tensor.shape) == 2
-            inputs.append(at.const(turned(tensor) if whole else tensor, f"{operand.name}.T"))
+            inputs.append(at.const(turned(tensor) if whole else tensor, f"{operand.name}.rows"))
     made = at.op("DequantizeLinear", *inputs, axis=1 if block else 0, block_size=block or None)
     made.type, made.shape = value.type, ir.Shape([value.shape[1], value.shape[0]])
     return made
