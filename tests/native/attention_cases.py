@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from miaotui.compiler.codegen.native.targets import Isa
 from miaotui.compiler.codegen.native.toolchain import find_toolchain
 
 Array = npt.NDArray[Any]
@@ -33,6 +35,7 @@ class Spec(ctypes.Structure):
         ("causal", ctypes.c_int),
         ("rotary", ctypes.c_int),
         ("pairs", ctypes.c_int),
+        ("key_norm", ctypes.c_int),
         ("cache", ctypes.c_int),
     )
 
@@ -120,9 +123,10 @@ def restored(cache: Array) -> Array:
 class Kernel:
     """The harness, compiled with some flags."""
 
-    def __init__(self, folder: Path, flags: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, isa: Isa, flags: Sequence[str] = ()) -> None:
         library = folder / "attention.so"
-        find_toolchain().compile([HARNESS], library, flags)
+        toolchain = find_toolchain(isa)
+        toolchain.compile([HARNESS], library, [*toolchain.cpu(isa), *flags])
         self._library = ctypes.CDLL(str(library))
         self._library.scratch_bytes.restype = ctypes.c_size_t
 
@@ -155,7 +159,7 @@ def _structs(
     spec = Spec(
         *sizes, scale, case.softcap, case.epsilon, case.window, case.causal, ROTARY.index(case.rotary), pairs
     )
-    spec.cache = CACHES.index(cache)
+    spec.cache, spec.key_norm = CACHES.index(cache), case.key_norm is not None
     args = Args(batch=case.query.shape[0], tokens=case.query.shape[2], keys=case.key.shape[2])
     for name, x in (("query", case.query), ("key", case.key), ("value", case.value), ("y", y)):
         setattr(args, name, x.ctypes.data)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from miaotui.compiler.codegen.native.targets import ISAS, can_run
 from miaotui.compiler.dialect.fused_attention import fused_attention
 from miaotui.compiler.dialect.linear import normalized
 from miaotui.compiler.dialect.rotary import rotate
@@ -18,9 +19,12 @@ TOLERANCE = {"": 1e-5, "float32": 1e-5, "float16": 2e-3, "int8": 2e-2}
 """Greatest error by the cache's dtype, against the range of the values."""
 
 
-@pytest.fixture(scope="session")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    return Kernel(tmp_path_factory.mktemp("attention"), ("-march=native", "-O2"))
+@pytest.fixture(
+    scope="session", params=[isa for isa in ISAS.values() if can_run(isa)], ids=lambda isa: isa.name
+)
+def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """Warnings are errors. A spec that is known only when it runs needs no -O3."""
+    return Kernel(tmp_path_factory.mktemp("attention"), request.param, ("-O1", "-Werror"))
 
 
 def expected(case: Case) -> Array:

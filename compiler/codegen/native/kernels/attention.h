@@ -70,7 +70,7 @@ INLINE void attention(worker *w, const attention_spec *spec, const attention_arg
         return;
     attention_plan p = plan_attention(spec, args);
     float *sums = (float *)(w->shared + turned_bytes(spec, args));
-    if (keys_are_turned(spec, args) || (spec->cache != CACHE_NONE && p.blocks > 1)) {
+    if (keys_are_turned(spec) || (spec->cache != CACHE_NONE && p.blocks > 1)) {
         write_keys(w, spec, args);
         barrier(w);
     }

@@ -42,7 +42,7 @@ INLINE void turn_row(const attention_spec *spec, const attention_args *args, con
             y[i] = x[i] * factor;
     }
     int64_t angle = row * args->angle_batch + token * args->angle_token;
-    if (args->cos)
+    if (spec->pairs)
         rotate_row(spec->rotary, spec->pairs, args->cos + angle, args->sin + angle, y);
 }
 
@@ -52,14 +52,14 @@ INLINE float scale_of(const attention_spec *spec)
 }
 
 /* Whether keys are written down, normed and rotated, although there is no cache. */
-INLINE int keys_are_turned(const attention_spec *spec, const attention_args *args)
+INLINE int keys_are_turned(const attention_spec *spec)
 {
-    return spec->cache == CACHE_NONE && (args->key_norm || args->cos);
+    return spec->cache == CACHE_NONE && (spec->key_norm || spec->pairs);
 }
 
 INLINE size_t turned_bytes(const attention_spec *spec, const attention_args *args)
 {
-    return keys_are_turned(spec, args)
+    return keys_are_turned(spec)
                ? (size_t)(args->batch * spec->kv_heads * args->keys * spec->size) * sizeof(float)
                : 0;
 }
@@ -102,7 +102,7 @@ INLINE rows_at keys_of(const worker *w, const attention_spec *spec, const attent
     int64_t plane = row * spec->kv_heads + head, bytes = row_width(spec->cache, spec->size);
     if (spec->cache != CACHE_NONE)
         return (rows_at){(unsigned char *)args->past_key + plane * args->capacity * bytes, bytes, spec->cache};
-    if (keys_are_turned(spec, args))
+    if (keys_are_turned(spec))
         return (rows_at){w->shared + plane * args->keys * bytes, bytes, CACHE_F32};
     const float *first = args->key + offset_at(args->key_at, row, head, 0);
     return (rows_at){(const unsigned char *)first, args->key_at.token * (int64_t)sizeof(float), CACHE_F32};

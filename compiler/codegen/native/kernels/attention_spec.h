@@ -8,13 +8,14 @@ typedef enum { ROTARY_NONE, ROTARY_HALF, ROTARY_INTERLEAVED } rotary_kind;
 typedef enum { CACHE_NONE, CACHE_F32, CACHE_F16, CACHE_I8 } cache_kind;
 
 /* `pairs`: rotated pairs of a head, 0 without rotary. `window`: 0 is none. `scale`: 0 is 1 / sqrt(size).
+ * `key_norm`: whether keys are normed; what a call needs of memory must not depend on its pointers.
  * An int8 cache row is `size` codes, then their float scale; its last axis has size + 4 bytes. */
 typedef struct attention_spec {
     int heads, kv_heads, size, value_size;
     float scale, softcap, epsilon;
     int window, causal;
     rotary_kind rotary;
-    int pairs;
+    int pairs, key_norm;
     cache_kind cache;
 } attention_spec;
 
