@@ -40,8 +40,8 @@ typedef struct linear_spec {
 } linear_spec;
 
 /* x: float[count, columns], rows `x_stride` floats apart; y: float[count, sum of rows], likewise; y is no memory
- * of x. residual: of y's shape, or NULL; it may be y itself. bias: of each part, [rows] or NULL (gated: gate then
- * up). weight: the packed parts, aligned to 64 bytes. */
+ * of x. residual: of y's shape, or NULL; it may be y itself. bias: of each part, [rows] or NULL (gated: of gate,
+ * of up). weight: the packed parts, aligned to 64 bytes. */
 typedef struct linear_args {
     int64_t count;
     const float *x;

@@ -52,9 +52,9 @@ INLINE void store_tile(const linear_spec *spec, const linear_args *args, int p, 
 INLINE void store_gated(const linear_spec *spec, const linear_args *args, int64_t row, int64_t tile, f32x16 gate,
                         f32x16 up)
 {
-    int64_t rows = spec->part[0].rows, at = tile * TILE, width = min64(TILE, rows - at);
+    int64_t at = tile * TILE, width = min64(TILE, spec->part[0].rows - at);
     gate = with_bias(args->bias[0], at, width, gate);
-    up = with_bias(args->bias[0], rows + at, width, up);
+    up = with_bias(args->bias[1], at, width, up);
     store_finished(spec, args, 0, row, tile, activate(spec->act, gate) * up);
 }
 
