@@ -17,8 +17,9 @@ from .emit.table import operator_of
 from .entry import EntryWriter, Finished
 from .functions import Functions
 from .library import CODE, LIBRARY, WEIGHTS, build_library
-from .program import FINGERPRINT, program_text
+from .program import program_text
 from .sizes import Sizes
+from .tables import FINGERPRINT
 from .targets import isa_of
 from .toolchain import find_toolchain
 from .weights_file import WeightFile
@@ -98,7 +99,11 @@ def _unfit(value: ir.Value, constants: Constants, sizes: Sizes | None) -> str | 
     shape = None if sizes is None else sizes.shape(value)
     if shape is None:
         return f"the rank of {value.name!r} is not known"
-    return None if None not in shape else f"the shape {value.shape} of {value.name!r} is not known from the inputs'"
+    return (
+        None
+        if None not in shape
+        else f"the shape {value.shape} of {value.name!r} is not known from the inputs'"
+    )
 
 
 def _reading_order(program: Program) -> list[str]:

@@ -7,7 +7,9 @@ import onnx_ir as ir
 from ...program import Decoding, dim_of
 from .entry import EntryWriter
 
-_SEEN_THROUGH = frozenset(("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Transpose", "Expand"))
+_SEEN_THROUGH = frozenset(
+    ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Transpose", "Expand")
+)
 
 
 def checks_of(entry: EntryWriter, decoding: Decoding | None) -> list[str]:

@@ -15,6 +15,9 @@ from ...reference import Array
 _SMALL = 64
 """Elements up to which constants are compared by their contents: shapes, scalars."""
 
+_DEPTH = 32
+"""Nodes that a constant may be away from its initializers: passes have folded what is longer."""
+
 _RANDOM = frozenset(("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"))
 
 
@@ -28,23 +31,26 @@ class Constants:
 
     def holds(self, value: ir.Value | None) -> bool:
         """Whether ``value`` is the same in every run."""
-        if value is None:
-            return False
+        return value is not None and self._holds(value, _DEPTH)
+
+    def _holds(self, value: ir.Value, depth: int) -> bool:
         known = self._known.get(value)
         if known is None:
-            known = self._known[value] = self._is_constant(value)
+            known = self._is_constant(value, depth)
+            if depth == _DEPTH or known:
+                self._known[value] = known
         return known
 
-    def _is_constant(self, value: ir.Value) -> bool:
+    def _is_constant(self, value: ir.Value, depth: int) -> bool:
         if constant_tensor(value) is not None:
             return True
         node = value.producer()
-        if node is None or not node.inputs or node.op_type in _RANDOM or any(v is None for v in node.inputs):
+        if depth == 0 or node is None or not node.inputs or node.op_type in _RANDOM:
             return False
         graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         if node.domain not in ("", "ai.onnx") or any(a.type in graphs for a in node.attributes.values()):
             return False
-        return all(self.holds(v) for v in node.inputs)
+        return all(v is not None and self._holds(v, depth - 1) for v in node.inputs)
 
 
 def key_of(value: ir.Value | None) -> Hashable:
@@ -70,7 +76,7 @@ def _shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
 def name_of(value: ir.Value) -> str:
     """The name of the initializer that a constant mainly is: its first and largest."""
     node = value.producer()
-    while node is not None and node.inputs and not value.is_initializer():
+    while node is not None and node.inputs and node.inputs[0] is not None:
         value = node.inputs[0]
         node = value.producer()
     name = str(value.name or "constant")
@@ -115,5 +121,7 @@ def _evaluated(node: ir.Node, arrays: list[Array]) -> list[Array]:
     graph_of = node.graph
     opsets = dict(graph_of.opset_imports) if graph_of is not None else {"": 23}
     graph = ir.Graph(inputs, outputs, nodes=[copy], name="constant", opset_imports=opsets)
-    found = evaluate(ir.Model(graph, ir_version=10), {str(v.name): a for v, a in zip(inputs, arrays)})
+    found = evaluate(
+        ir.Model(graph, ir_version=10), {str(v.name): a for v, a in zip(inputs, arrays, strict=True)}
+    )
     return [found[str(v.name)] for v in outputs]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from ...errors import InternalError, UnsupportedError
+from ...errors import InternalError, Problem, UnsupportedError
 from ...ir.check_structure import place
 from ...program import Decoding
 from .constants import Constants
-from .emit.base import CTYPES, Emitter, Size, View, row_major, times
+from .emit.base import CTYPES, Size, View, row_major, times
 from .emit.copies import copied
+from .emit.table import operator_of
 from .functions import Functions
 from .memory import Lifetime, Slot, live_steps, plan
 from .pack import PackedWeight
@@ -24,6 +25,9 @@ from .weights_file import WeightFile
 
 _BUFFER = re.compile(r"@(\d+)@")
 _REGION = re.compile(r"\$(\d+)\$")
+
+_READ = {"float": "floats", "int64_t": "longs", "int32_t": "ints"}
+"""Functions of kernels/plan.h by what they read from the weight file."""
 
 _THROUGH = frozenset(("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 """Operators whose contiguous output is their contiguous input."""
@@ -64,8 +68,8 @@ class EntryWriter:
     Buffers and weights are named by marks (``@3@``, ``$7$``) until it is known where they lie.
     """
 
-    __slots__ = ("_buffers", "_functions", "_homes", "_pending", "_state", "_views", "_weights", "constants",
-                 "graph", "inputs", "outputs", "sizes_of_entry", "steps")  # fmt: skip
+    __slots__ = ("_buffers", "_functions", "_homes", "_missing", "_pending", "_state", "_views", "_weights",
+                 "constants", "graph", "inputs", "outputs", "sizes_of_entry", "steps")  # fmt: skip
 
     def __init__(
         self, graph: ir.Graph, weights: WeightFile, functions: Functions, decoding: Decoding | None
@@ -78,6 +82,7 @@ class EntryWriter:
         self._buffers: list[Buffer] = []
         self._views: dict[ir.Value, View] = {}
         self._pending = _Pending()
+        self._missing: dict[ir.Value, tuple[Problem, ...]] = {}
         state = {} if decoding is None else {t.output: t.input for t in decoding.state}
         self._state = state
         self.inputs = [v for v in graph.inputs if v.name not in graph.initializers]
@@ -85,12 +90,12 @@ class EntryWriter:
         held = set(state.values())
         taken = list(self.sizes_of_entry.spelled)
         for index, value in enumerate(self.inputs):
-            name = c_name(str(value.name), taken)
+            name = c_name(str(value.name), taken, "_tensor")
             taken.append(name)
             self._views[value] = self._tensor(value, index, "" if value.name in held else name)
         self._homes: dict[ir.Value, View] = {}
         for index, value in enumerate(self.outputs):
-            name = c_name(str(value.name), taken)
+            name = c_name(str(value.name), taken, "_tensor")
             taken.append(name)
             self._home(value, self._tensor(value, len(self.inputs) + index, name))
 
@@ -119,6 +124,8 @@ class EntryWriter:
         found = self._views.get(value)
         if found is not None:
             return found
+        if value in self._missing:
+            raise UnsupportedError.of(self._missing[value])
         if self.constants.holds(value):
             return self.constant(value)
         raise InternalError(f"value {value.name!r} is read before it is emitted")
@@ -165,7 +172,8 @@ class EntryWriter:
         """A plain copy of a constant in the weight file."""
         shape, ctype = self.sizes(value), self._ctype(value)
         region = self._weights.plain(value)
-        return contiguous(f"(({_const(ctype)} *)(weights + ${region}$))", ctype, shape)
+        read = _READ.get(ctype, f"(const {ctype} *)")
+        return contiguous(f"{read}(weights + ${region}$)", ctype, shape)
 
     def sizes(self, value: ir.Value) -> tuple[Size, ...]:
         """The shape of ``value`` in C. Raises: UnsupportedError if a size is unknown when compiled."""
@@ -173,7 +181,9 @@ class EntryWriter:
         if found is None or any(size is None for size in found):
             node = value.producer()
             where = f"value {value.name!r}" if node is None else place(node)
-            raise UnsupportedError(where, f"the shape {value.shape} of {value.name!r} is not known from the inputs'")
+            raise UnsupportedError(
+                where, f"the shape {value.shape} of {value.name!r} is not known from the inputs'"
+            )
         return tuple(size for size in found if size is not None)
 
     def step(self, node: ir.Node, code: str) -> None:
@@ -232,13 +242,30 @@ class EntryWriter:
         where = self._buffers[_mark_of(view.pointer)].place
         return None if where.startswith("(") else (view.ctype, where)
 
-    def emit(self, node: ir.Node, emitter: Emitter) -> None:
-        """Run an emitter on ``node``."""
+    def emit(self, node: ir.Node, supports: Callable[[ir.Node], str | None]) -> None:
+        """Emit ``node``. What can't be emitted is an error only if an output needs it: shapes are known."""
+        if all(self.constants.holds(v) for v in node.outputs):
+            return
         self._pending = _Pending()
-        emitter(node, self)
+        before = len(self.steps)
+        try:
+            operator, reason = operator_of(node), supports(node)
+            if operator is None or reason is not None:
+                raise UnsupportedError(place(node), reason or "no kernel is written for it")
+            operator.emit(node, self)
+        except UnsupportedError as error:
+            del self.steps[before:]
+            inputs = [p for v in node.inputs if v is not None for p in self._missing.get(v, ())]
+            problems = tuple(dict.fromkeys([*inputs, *error.problems]))
+            for value in node.outputs:
+                self._views.pop(value, None)
+                self._missing[value] = problems
 
     def finish(self) -> Finished:
         """Copy outputs that lie elsewhere into place, drop steps without effect, place the buffers."""
+        missing = [p for v in self.graph.outputs for p in self._missing.get(v, ())]
+        if missing:
+            raise UnsupportedError.of(list(dict.fromkeys(missing)))
         for value in self.outputs:
             home, view = self._homes[value], self.view(value)
             if view != home:
@@ -261,9 +288,7 @@ class EntryWriter:
         placed, slots = plan(lifetimes)
         names = {mark: f"b{slot}" for mark, slot in placed.items()}
         names |= {mark: self._buffers[mark].place for mark in kept_marks}
-        named = [
-            (step, _BUFFER.sub(lambda m: names[int(m[1])], step.code)) for step in steps
-        ]
+        named = [(step, _BUFFER.sub(lambda m: names[int(m[1])], step.code)) for step in steps]
         return Finished(self, slots, named, steps)
 
 
@@ -291,7 +316,3 @@ def _mark_of(pointer: str) -> int:
     found = _BUFFER.search(pointer)
     assert found is not None
     return int(found[1])
-
-
-def _const(ctype: str) -> str:
-    return f"const {ctype}"

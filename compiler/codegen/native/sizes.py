@@ -13,32 +13,33 @@ from ...ir.symbol_sizes import is_open
 from ...program import Dim, dim_of
 from .emit.base import Size, times
 
-_KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long"
-    " register restrict return short signed sizeof static struct switch typedef union unsigned void volatile"
-    " while asm typeof".split()
-)
+_KEYWORDS = """auto break case char const continue default do double else enum extern float for goto if inline
+    int long register restrict return short signed sizeof static struct switch typedef union unsigned void
+    volatile while asm typeof"""
 
-_OURS = frozenset(
-    "w run weights arena tensors sizes memory call worker range share barrier begin end count total index size"
-    " rows columns row column value values data input output stride strides axis start stop step length part"
-    " block head heads scale bias linear attention fail take need task main kernel".split()
-)
+_OURS = """w run weights arena tensors sizes memory call worker range share barrier begin end count total index
+    size rows columns row column value values data input output stride strides axis start stop step length
+    part block head heads scale bias linear attention fail take need task main kernel argmax floats longs
+    ints most bytes"""
 """Names that emitted code and the kernels use themselves."""
+
+_TAKEN = frozenset(f"{_KEYWORDS} {_OURS}".split())
 
 _ROOMY = re.compile(r"[a-z][a-z0-9_]{2,}")
 
 
-def c_name(text: str, taken: Iterable[str] = ()) -> str:
+def c_name(text: str, taken: Iterable[str] = (), kind: str = "_size") -> str:
     """``text`` as a C identifier that hides nothing of ours and is none of ``taken``.
+
+    ``kind``: what is put behind it where it would.
 
     >>> c_name("batch"), c_name("int"), c_name("past seq.0"), c_name("N")
     ('batch', 'int_size', 'past_seq_0', 'n_size')
     """
     taken = frozenset(taken)
     name = re.sub(r"\W", "_", text.lower()).strip("_")
-    if not _ROOMY.fullmatch(name) or name in _KEYWORDS or name in _OURS:
-        name = f"{name}_size" if name[:1].isalpha() else f"size_{name}"
+    if not _ROOMY.fullmatch(name) or name in _TAKEN:
+        name = f"{name}{kind}" if name[:1].isalpha() else f"at_{name}"
     unique, number = name, 2
     while unique in taken:
         unique, number = f"{name}_{number}", number + 1

@@ -6,7 +6,8 @@ import onnx_ir as ir
 
 from ...ir.provenance import sources
 
-_WIDTH = 90
+_WIDTH = 100
+_NAMED = 5
 
 
 def source_of(node: ir.Node) -> str:
@@ -20,8 +21,13 @@ def source_of(node: ir.Node) -> str:
     inner = [layer for layer in layers if not any(other.startswith(f"{layer}.") for other in layers)]
     parent = _common(inner)
     names = [layer[len(parent) :].lstrip(".") for layer in inner]
-    text = inner[0] if len(inner) == 1 else f"{parent}: {', '.join(filter(None, names))}".removeprefix(": ")
-    return _safe(f"{text} ({node.op_type})")
+    if len(inner) == 1:
+        text = inner[0]
+    else:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        text = f"{parent}: {', '.join(names[:_NAMED])}{more}".removeprefix(": ")
+    kind = f" ({node.op_type})"
+    return _safe(text + kind if len(text + kind) <= _WIDTH else text)
 
 
 def _common(layers: list[str]) -> str:

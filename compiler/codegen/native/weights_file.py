@@ -40,7 +40,7 @@ class WeightFile:
     Memory: one chunk of one tensor at a time.
     """
 
-    __slots__ = ("_names", "_packed", "_plain", "_placed", "regions", "size")
+    __slots__ = ("_names", "_packed", "_placed", "_plain", "regions", "size")
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
@@ -104,7 +104,7 @@ class WeightFile:
                 for region in self._placed:
                     file.write(bytes(region.offset - file.tell()))
                     for chunk in region.chunks():
-                        data = memoryview(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8))
+                        data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
                         digest.update(data)
                         file.write(data)
                     if file.tell() != region.offset + region.size:
@@ -113,5 +113,7 @@ class WeightFile:
                 file.seek(0)
                 file.write(HEADER.pack(MAGIC, VERSION, 0, self.size, fingerprint))
         except OSError as error:
-            raise ArtifactError(str(path), f"can't be written: {error.strerror}", "free space there") from error
+            raise ArtifactError(
+                str(path), f"can't be written: {error.strerror}", "free space there"
+            ) from error
         return fingerprint

@@ -7,36 +7,14 @@ import onnx_ir as ir
 from .base import Entry, Operator, times
 from .views import required
 
-_FUNCTION = """/* Index of the first greatest of `count` floats. */
-static int64_t NAME(const float *x, int64_t count)
-{
-    f32x16 top = splat16(x[0]);
-    int64_t i = 0;
-    for (; i + 16 <= count; i += 16) {
-        f32x16 v = load16(x + i);
-        top = v > top ? v : top;
-    }
-    float most = x[0];
-    for (int k = 0; k < 16; k++)
-        most = top[k] > most ? top[k] : most;
-    for (; i < count; i++)
-        most = x[i] > most ? x[i] : most;
-    for (i = 0; i < count - 1; i++)
-        if (x[i] == most)
-            break;
-    return i;
-}
-"""
-
 
 def _argmax(node: ir.Node, entry: Entry) -> None:
     x, y = entry.contiguous(required(node, 0)), entry.new(node.outputs[0])
     width = x.shape[-1]
-    function = entry.function("argmax", _FUNCTION)
     entry.step(
         node,
         f"for (range r = share(w, {times(*x.shape[:-1])}, 1); r.begin < r.end; r.begin++)\n"
-        f"    {y.pointer}[r.begin] = {function}({x.pointer} + r.begin * {width}, {width});",
+        f"    {y.pointer}[r.begin] = argmax({x.pointer} + r.begin * {width}, {width});",
     )
 
 

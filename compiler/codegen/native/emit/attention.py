@@ -8,8 +8,8 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from ..views import transposed
-from .base import Entry, Operator, View, row_major
-from .linear import c_float, lines
+from .base import Entry, Operator, View, bare, row_major
+from .linear import c_float
 from .views import input_of, required
 
 _ROTARY = {"": "ROTARY_NONE", "half": "ROTARY_HALF", "interleaved": "ROTARY_INTERLEAVED"}
@@ -29,9 +29,8 @@ def _rows(value: ir.Value, entry: Entry) -> View:
 
 def _at(view: View) -> str:
     """``strides`` of the kernel: of batch, head and token, 0 where an axis is broadcast."""
-    return "{%s}" % ", ".join(
-        "0" if size == 1 else str(stride) for size, stride in zip(view.shape[:3], view.strides[:3], strict=True)
-    )
+    pairs = zip(view.shape[:3], view.strides[:3], strict=True)
+    return f"{{{', '.join('0' if size == 1 else bare(stride) for size, stride in pairs)}}}"
 
 
 def _attention(node: ir.Node, entry: Entry) -> None:
@@ -60,12 +59,16 @@ def _attention(node: ir.Node, entry: Entry) -> None:
         facts.append(f".cache = {_CACHES[dtype]}")
         sizes.append(f".capacity = {past.shape[2]}")
         fields.append(f".capacity = {past.shape[2]}")
-    fields += [f".query = {query.pointer}", f".key = {key.pointer}", f".value = {value.pointer}"]
+    fields += [
+        f".query = {bare(query.pointer)}",
+        f".key = {bare(key.pointer)}",
+        f".value = {bare(value.pointer)}",
+    ]
     fields += [f".query_at = {_at(query)}", f".key_at = {_at(key)}", f".value_at = {_at(value)}"]
     if cached:
         fields += [
-            f".past_key = {entry.view(required(node, 3)).pointer}",
-            f".past_value = {entry.view(required(node, 4)).pointer}",
+            f".past_key = {bare(entry.view(required(node, 3)).pointer)}",
+            f".past_value = {bare(entry.view(required(node, 4)).pointer)}",
             f".lengths = {entry.contiguous(required(node, 5)).pointer}",
         ]
         for output, source in zip(node.outputs[1:], (3, 4), strict=True):
@@ -87,11 +90,12 @@ def _attention(node: ir.Node, entry: Entry) -> None:
         ]
         apart = [0 if s == 1 else stride for s, stride in zip(cos.shape[:-1], cos.strides[:-1], strict=True)]
         fields += [f".cos = {cos.pointer}", f".sin = {sin.pointer}"]
-        fields += [f".angle_batch = {apart[0]}", f".angle_token = {apart[1]}"]
+        fields += [f".angle_batch = {bare(apart[0])}", f".angle_token = {bare(apart[1])}"]
     for name, index in (("query_norm", 9), ("key_norm", 10)):
         norm = input_of(node, index)
         if norm is not None:
             fields.append(f".{name} = {entry.contiguous(norm).pointer}")
+            facts += [".key_norm = 1"] if name == "key_norm" else []
 
     shape = entry.sizes(node.outputs[0])
     memory = [shape[axis] for axis in _HEADS_LAST]
@@ -100,12 +104,12 @@ def _attention(node: ir.Node, entry: Entry) -> None:
     fields += [f".y = {y.pointer}", f".y_at = {_at(y)}"]
     function = entry.function(
         f"attention_{heads}x{size}" + ("_cached" if cached else "_causal" if ".causal = 1" in facts else ""),
-        f"static const attention_spec NAME_spec = {{\n    {lines(facts)},\n}};\n\n"
+        f"static const attention_spec NAME_spec = {{\n    {', '.join(facts)},\n}};\n\n"
         "static void NAME(worker *w, const attention_args *args) { attention(w, &NAME_spec, args); }\n",
     )
     sized = f"(&{function}_spec, &(attention_args){{{', '.join(sizes)}}})"
     entry.scratch(f"attention_worker_bytes{sized}", f"attention_shared_bytes{sized}")
-    entry.step(node, f"{function}(w, &(attention_args){{\n    {lines(fields)}}});")
+    entry.step(node, f"{function}(w, &(attention_args){{\n    {', '.join(fields)}}});")
 
 
 def _reason(node: ir.Node) -> str | None:

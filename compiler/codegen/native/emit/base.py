@@ -47,6 +47,20 @@ def times(*sizes: Size) -> Size:
     return parts[0] if len(parts) == 1 else f"({' * '.join(parts)})"
 
 
+def bare(text: Size) -> str:
+    """An expression where nothing is next to it: without brackets around the whole.
+
+    >>> bare("(4 * batch)"), bare("(a + b) * (c)"), bare(3)
+    ('4 * batch', '(a + b) * (c)', '3')
+    """
+    text, depth = str(text), 0
+    for place, sign in enumerate(text):
+        depth += (sign == "(") - (sign == ")")
+        if depth == 0 and place < len(text) - 1:
+            return text
+    return text[1:-1] if text.startswith("(") else text
+
+
 def divided(size: Size, by: Size) -> Size | None:
     """``size / by`` where the factors of ``by`` are among those of ``size``, else None.
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ....dialect.linear import ACTIVATIONS
 from ..views import rows_of
-from .base import Entry, Operator, Size, View
+from .base import Entry, Operator, Size, View, bare
 from .views import input_of, required
 
 NORMS = {"": "NORM_NONE", "rms": "NORM_RMS", "layer": "NORM_LAYER"}
@@ -47,11 +47,10 @@ def _linear(node: ir.Node, entry: Entry) -> None:
 
     x, count, x_stride = rows(required(node, 0), entry)
     residual = input_of(node, 3)
-    fields = [f".count = {count}", f".x = {x.pointer}", f".x_stride = {x_stride}"]
+    fields = [f".count = {bare(count)}", f".x = {bare(x.pointer)}", f".x_stride = {bare(x_stride)}"]
     if residual is not None:
         old, _, stride = rows(residual, entry)
-        fields.append(f".residual = {old.pointer}")
-        fields.append(f".residual_stride = {stride}")
+        fields += [f".residual = {bare(old.pointer)}", f".residual_stride = {bare(stride)}"]
         y = entry.over(node.outputs[0], residual) if old.pointer != x.pointer else entry.new(node.outputs[0])
     else:
         y = entry.new(node.outputs[0])
@@ -77,22 +76,12 @@ def _linear(node: ir.Node, entry: Entry) -> None:
     name = "_".join(filter(None, ["linear", f"{width}x{columns}", norm, "gated" * gated, act]))
     function = entry.function(
         name,
-        f"static const linear_spec NAME_spec = {{\n    {lines(spec)},\n}};\n\n"
+        f"static const linear_spec NAME_spec = {{\n    {', '.join(spec)},\n}};\n\n"
         "static void NAME(worker *w, const linear_args *args) { linear(w, &NAME_spec, args); }\n",
     )
-    sized = f"(&{function}_spec, {count})"
+    sized = f"(&{function}_spec, {bare(count)})"
     entry.scratch(f"linear_worker_bytes{sized}", f"linear_shared_bytes{sized}")
-    entry.step(node, f"{function}(w, &(linear_args){{\n    {lines(fields)}}});")
-
-
-def lines(parts: list[str], width: int = 100) -> str:
-    """Comma-separated, broken before ``width`` columns."""
-    lines = [""]
-    for part in parts:
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += f"{' ' if lines[-1] else ''}{part},"
-    return "\n    ".join(lines).rstrip(",")
+    entry.step(node, f"{function}(w, &(linear_args){{\n    {', '.join(fields)}}});")
 
 
 def _reason(node: ir.Node) -> str | None:

@@ -15,14 +15,15 @@ def _norm(kind: str) -> Operator:
         y = entry.new(node.outputs[0])
         width = x.shape[-1]
         scale, bias = (
-            "NULL" if v is None else entry.contiguous(v).pointer for v in (input_of(node, 1), input_of(node, 2))
+            "NULL" if v is None else entry.contiguous(v).pointer
+            for v in (input_of(node, 1), input_of(node, 2))
         )
         epsilon = c_float(node.attributes.get_float("epsilon", 1e-5))
         entry.step(
             node,
             f"for (range r = share(w, {count}, 1); r.begin < r.end; r.begin++)\n"
-            f"    norm_row({NORMS[kind]}, {x.pointer} + r.begin * {stride}, {y.pointer} + r.begin * {width}, {width},"
-            f"\n             {scale}, {bias}, {epsilon});",
+            f"    norm_row({NORMS[kind]}, {x.pointer} + r.begin * {stride}, {y.pointer} + r.begin * {width},"
+            f" {width}, {scale},\n             {bias}, {epsilon});",
         )
 
     return Operator(emit, _reason)

@@ -4,10 +4,15 @@
 
 #include "base.h"
 
+/* Plain tensors in the weight file. */
+INLINE const float *floats(const unsigned char *at) { return (const float *)at; }
+INLINE const int64_t *longs(const unsigned char *at) { return (const int64_t *)at; }
+INLINE const int32_t *ints(const unsigned char *at) { return (const int32_t *)at; }
+
 /* Sizes are added up in double: no count of bytes can overflow it, and it is exact far beyond any memory. */
 INLINE double most(double a, double b) { return a > b ? a : b; }
 INLINE double whole_lines(double bytes) { return 64 * __builtin_ceil(bytes / 64); }
-INLINE size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+INLINE size_t size_max(size_t a, size_t b) { return a > b ? a : b; }
 
 INLINE double all_of(int count, const double *bytes)
 {
