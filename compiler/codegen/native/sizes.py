@@ -17,10 +17,10 @@ _KEYWORDS = """auto break case char const continue default do double else enum e
     int long register restrict return short signed sizeof static struct switch typedef union unsigned void
     volatile while asm typeof"""
 
-_OURS = """w run weights arena tensors sizes memory call worker range share barrier begin end count total index
-    size rows columns row column value values data input output stride strides axis start stop step length
-    part block head heads scale bias linear attention fail take need task main kernel argmax floats longs
-    ints most bytes"""
+_OURS = """w run weights arena tensors sizes memory call worker range share barrier begin end count total
+    index size rows columns row column value values data input output stride strides axis start
+    stop step length part block head heads scale bias linear attention fail take need task main
+    kernel argmax floats longs ints most bytes"""
 """Names that emitted code and the kernels use themselves."""
 
 _TAKEN = frozenset(f"{_KEYWORDS} {_OURS}".split())

@@ -28,6 +28,7 @@ def declared(entry: EntryWriter, text: str) -> list[str]:
 
 
 def facts(name: str, entry: EntryWriter, program: Program) -> str:
+    """Sizes, tensors, checks and shapes of an entry."""
     sizes = [_size_info(s, program.dims.get(s)) for s in entry.sizes_of_entry.names]
     decoding = _decoding_of(name, program)
     held = set() if decoding is None else {t.input for t in decoding.state}
@@ -70,6 +71,7 @@ def _shapes(name: str, entry: EntryWriter) -> list[str]:
 
 
 def table(program: Program, entries: dict[str, Finished], weights: WeightFile, isa: Isa) -> str:
+    """What the runtime is given: all entries, decoding, the instruction set, the weight file."""
     lines = ["/* ---- the program ---- */", "", "static const entry_info entries[] = {"]
     for name, finished in entries.items():
         entry = finished.entry
@@ -77,8 +79,8 @@ def table(program: Program, entries: dict[str, Finished], weights: WeightFile, i
         checks = len(checks_of(entry, _decoding_of(name, program)))
         listed = [f"{name}_sizes" if sizes else "NULL", f"{name}_checks" if checks else "NULL"]
         lines += [
-            f'    {{"{_escaped(name)}", {sizes}, {listed[0]}, {tensors}, {name}_tensors, {checks}, {listed[1]},',
-            f"     {name}_shape, {name}_arena, {name}_scratch, {name}_run}},",
+            f'    {{"{_escaped(name)}", {sizes}, {listed[0]}, {tensors}, {name}_tensors,',
+            f"     {checks}, {listed[1]}, {name}_shape, {name}_arena, {name}_scratch, {name}_run}},",
         ]
     lines += ["};", ""]
     decoding = program.decoding
