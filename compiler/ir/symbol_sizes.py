@@ -124,6 +124,13 @@ def _reshape(walk: Walk, node: ir.Node) -> Dims | None:
     return [None if d == -1 else d for d in target]
 
 
+def _tile(walk: Walk, node: ir.Node) -> Dims | None:
+    dims, repeats = walk.dims(node.inputs[0]), walk.read(node.inputs[1])
+    if dims is None or repeats is None or len(dims) != len(repeats):
+        return None
+    return [quotient([d, r], []) for d, r in zip(dims, repeats, strict=True)]
+
+
 def _flatten(walk: Walk, node: ir.Node) -> Dims | None:
     dims, axis = walk.dims(node.inputs[0]), node.attributes.get_int("axis", 1)
     return None if dims is None else [quotient(dims[:axis], []), quotient(dims[axis:], [])]
@@ -162,5 +169,5 @@ _BROADCASTING = (
 DIMS: dict[str, Callable[[Walk, ir.Node], Dims | None]] = {
     **dict.fromkeys(_BROADCASTING, _elementwise),
     "Expand": _expand, "Range": _range, "ConstantOfShape": _filled, "Slice": _slice, "Concat": _concat,
-    "Reshape": _reshape, "Flatten": _flatten,
+    "Reshape": _reshape, "Flatten": _flatten, "Tile": _tile,
 }  # fmt: skip

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from miaotui.compiler.ir.constants import constant_tensor
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 FLAGS = ("-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-variable", "-Wno-unused-parameter")
-HEADERS = ("program.h", "elementwise.h", "norm.h", "rows.h", "lookup.h")
+HEADERS = ("program.h", "elementwise.h", "norm.h", "rows.h", "lookup.h", "matmul.h", "rotate.h")
 
 _HARNESS = """
 typedef void (*case_function)(worker *w, call *run, int step);
@@ -137,12 +138,15 @@ class Case:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.names = Sizes.of(model.graph)
-        self.entry = CaseEntry(model, self.names)
+        operators = []
         for node in model.graph:
             operator = operator_of(node)
             reason = "it is not known" if operator is None else operator.reason(node)
             if operator is None or reason is not None:
                 raise UnsupportedError(f"operator {node.op_type}", str(reason))
+            operators.append(operator)
+        self.entry = CaseEntry(model, self.names)
+        for node, operator in zip(model.graph, operators, strict=True):
             operator.emit(node, self.entry)
         for value in model.graph.outputs:
             self.entry.view(value)
@@ -154,7 +158,7 @@ class Case:
             lines.append(f"    {ctype} *{buffer.name} = run->tensors[{place}];")
         lines += ["    switch (step) {"]
         for place, code in enumerate(self.entry.steps):
-            lines += [f"    case {place}:", code, "    break;"]
+            lines += [f"    case {place}:", indent(code, " " * 8), "        break;"]
         head = f"static void {name}(worker *w, call *run, int step)"
         return "\n".join([*self.entry.functions, head, "{", *lines, "    }", "}", ""])
 

@@ -17,10 +17,13 @@ _ALWAYS = ("program.h", "plan.h", "pool.h")
 _WHERE_USED = {
     "linear.h": r"\blinear_spec\b|\bunpack_row\b",
     "attention.h": r"\battention_spec\b",
-    "norm.h": r"\bnorm_row\b",
+    "norm.h": r"\bnorm_row\b|\bsum_row\b",
     "argmax.h": r"\bargmax\(",
     "lookup.h": r"\bchecked\(",
     "elementwise.h": r"",
+    "rows.h": r"\b(softmax|largest_of|smallest_of)_row\b",
+    "matmul.h": r"\bmatmul_block\b",
+    "rotate.h": r"\brotate_head\b",
 }
 """Kernels by header, and what code that needs one says."""
 

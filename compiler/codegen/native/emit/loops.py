@@ -139,7 +139,7 @@ def over_rows(sizes: Sequence[Size], lines: Sequence[str], grain: Size) -> str:
     ``grain``: how many of them a worker takes at least.
     """
     total = times(*sizes)
-    if isinstance(total, int) and isinstance(grain, int) and total <= grain:
+    if not sizes or (isinstance(total, int) and isinstance(grain, int) and total <= grain):
         inside = list(lines)
         for name, size in reversed([(n, s) for n, s in zip(_AXES, sizes, strict=False)]):
             inside = _for(name, "0", size, inside)
