@@ -11,8 +11,10 @@ from .join import NativeJoin
 from .linear import NativeLinear
 from .norm import NativeNorm
 from .residual import NativeResidual
+from .rows import NativeRows
 
 LOWER_NATIVE: tuple[Pass, ...] = (
+    NativeRows(),
     NativeAttention(),
     NativeLinear(),
     NativeActivation(),
@@ -35,4 +37,5 @@ __all__ = [
     "NativeLinear",
     "NativeNorm",
     "NativeResidual",
+    "NativeRows",
 ]

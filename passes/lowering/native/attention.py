@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,13 +11,14 @@ import onnx_ir as ir
 from ....compiler.dialect import MIAOTUI
 from ....compiler.ir.provenance import add_passes
 from ....compiler.ir.rewrite import Rewriter
-from ....compiler.program import DimRange, Program, dim_of
+from ....compiler.program import Program, dim_of
 from ...base import NoMatch, Note, Pass, PassContext, PassResult, decline, import_domains, skip
-from ..mask_graph import mask_graph
-from ..masks import FULL, Kind, kind_of
-from ..views import SWAP, shape_constant
-from .mask import additive, require_covers
+from ..masks import FULL, Kind
+from ..views import heads_of
+from .heads import heads, joined, split
+from .mask import Masks, require_readable
 from .rotation import HeadNorm, Turn, head_norm, turn
+from .scale import scaling
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class NativeAttention(Pass):
         """Try every attention; layers that share a mask have it judged once."""
         hits: list[Note] = []
         declined: list[Note] = []
-        judged: dict[tuple[ir.Value, int | str, bool], Kind | None] = {}
+        masks = Masks(program.dims)
         for graph in list(program.graphs()):
             for node in tuple(graph):
                 if (node.domain, node.op_type) not in (("", "Attention"), (MIAOTUI, "CachedAttention")):
                     continue
                 at, name = Rewriter(node), str(node.name)
                 try:
-                    text = _rewrite(node, at, program.dims, judged)
+                    text = _rewrite(node, at, masks)
                 except NoMatch as left:
                     if left.reason:
                         declined.append(Note(name, left.reason))
@@ -61,76 +63,54 @@ class _Call:
     key: ir.Value
     value: ir.Value
     past: tuple[ir.Value | None, ...] = ()
-    mask: ir.Value | None = None
+    bias: ir.Value | None = None
     kind: Kind = FULL
+    scale: float | None = None
 
 
-def _rewrite(
-    node: ir.Node,
-    at: Rewriter,
-    dims: dict[str, DimRange],
-    judged: dict[tuple[ir.Value, int | str, bool], Kind | None],
-) -> str:
+def _rewrite(node: ir.Node, at: Rewriter, masks: Masks) -> str:
     query, key, value = node.inputs[:3]
     if query is None or key is None or value is None:
         skip()
     if query.dtype != ir.DataType.FLOAT:
         decline(f"it is computed in {query.dtype}, the kernel takes float32")
-    inputs = [*node.inputs[3:], *[None] * 4]
     if node.domain == MIAOTUI:
-        bias = inputs[3]
-        if bias is not None and bias.dtype != ir.DataType.FLOAT:
-            decline(f"its bias is of {bias.dtype}")
-        kind = Kind(False, node.attributes.get_int("window", 0))
-        call = _Call(query, key, value, tuple(inputs[:3]), bias, kind)
-        sizes = [_head(v) for v in (query, key, value)]
-        if None in sizes:
-            decline("number of heads or head size is not static")
-        return _build(node, at, call)
-    _require_plain(node)
-    mask, kind = _mask(node, query, key, dims, judged)
-    heads = [_heads(node, v, n) for v, n in ((query, "q"), (key, "kv"), (value, "kv"))]
-    split = [_split(at, v, n) for v, n in zip((query, key, value), heads, strict=True)]
-    return _build(node, at, _Call(split[0], split[1], split[2], (), mask, kind))
-
-
-def _require_plain(node: ir.Node) -> None:
+        return _cached(node, at, query, key, value)
     if any(v is not None for v in node.inputs[4:]):
         decline("it concatenates a cache")
-    if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
         decline("its scores are read too")
-    for name in ("left_window_size", "right_window_size"):
-        if node.attributes.get_int(name, -1) != -1:
-            decline(f"it has a {name}")
-
-
-def _mask(
-    node: ir.Node,
-    query: ir.Value,
-    key: ir.Value,
-    dims: dict[str, DimRange],
-    judged: dict[tuple[ir.Value, int | str, bool], Kind | None],
-) -> tuple[ir.Value | None, Kind]:
-    """The mask that is left to be added, and what the kernel does by itself."""
-    causal = bool(node.attributes.get_int("is_causal", 0))
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    own = Kind(causal, 0)
-    if mask is None:
-        return None, own
+    if any(node.attributes.get_int(f"{side}_window_size", -1) != -1 for side in ("left", "right")):
+        decline("it has a window of its own")
+    sizes = [heads(node, v, n) for v, n in ((query, "q"), (key, "kv"), (value, "kv"))]
     assert query.shape is not None and key.shape is not None
-    length = dim_of(query.shape[-2])
-    if length is not None and length == dim_of(key.shape[-2]):
-        case = (mask, length, causal)
-        if case not in judged:
-            try:
-                judged[case] = kind_of(mask_graph(mask), length, dims, causal, windows=True)
-            except NoMatch:
-                judged[case] = None
-        found = judged[case]
-        if found is not None:
-            return None, found
-    require_covers(mask, key.shape[-2])
-    return mask, own
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    parts: list[ir.Value] = []
+    kind = Kind(bool(node.attributes.get_int("is_causal", 0)))
+    if mask is not None:
+        length = dim_of(query.shape[-2])
+        parts, kind = masks.judge(mask, length if length == dim_of(key.shape[-2]) else None, kind.causal)
+        if parts:
+            require_readable(mask, key.shape[-2])
+    bias = None if mask is None or not parts else masks.added(mask, parts, at)
+    scale = _scale(node, sizes[0][1], at)
+    query, key, value = (
+        split(at, v, n) for v, n in zip(node.inputs[:3], sizes, strict=True) if v is not None
+    )
+    return _build(node, at, _Call(query, key, value, (), bias, kind, scale))
+
+
+def _cached(node: ir.Node, at: Rewriter, query: ir.Value, key: ir.Value, value: ir.Value) -> str:
+    bias = node.inputs[6] if len(node.inputs) > 6 else None
+    if bias is not None and (bias.dtype != ir.DataType.FLOAT or bias.shape is None or len(bias.shape) != 4):
+        decline("its bias is not known to be float32 with four axes")
+    size = heads_of(query)
+    if size is None or heads_of(key) is None or heads_of(value) is None:
+        decline("number of heads or head size is not static")
+    kind = Kind(False, node.attributes.get_int("window", 0))
+    scale = _scale(node, size[1], at)
+    query = node.inputs[0] or query
+    return _build(node, at, _Call(query, key, value, tuple(node.inputs[3:6]), bias, kind, scale))
 
 
 def _build(node: ir.Node, at: Rewriter, call: _Call) -> str:
@@ -138,11 +118,10 @@ def _build(node: ir.Node, at: Rewriter, call: _Call) -> str:
     query, key = (call.query, call.key) if rotation is None else (rotation.query, rotation.key)
     norms = _norms(query, key)
     query, key = (v if n is None else n.build(at) for v, n in zip((query, key), norms, strict=True))
-    bias = None if call.mask is None else additive(call.mask, at)
     angles = (None, None) if rotation is None else rotation.angles(at)
     past = call.past or (None, None, None)
-    scales = [None if norm is None else norm.scale for norm in norms]
-    inputs: list[ir.Value | None] = [query, key, call.value, *past, bias, *angles, *scales]
+    gains = [None if norm is None else norm.scale for norm in norms]
+    inputs: list[ir.Value | None] = [query, key, call.value, *past, call.bias, *angles, *gains]
     while inputs[-1] is None:
         inputs.pop()
     results = at.ops(
@@ -150,7 +129,7 @@ def _build(node: ir.Node, at: Rewriter, call: _Call) -> str:
         *inputs,
         outputs=3 if call.past else 1,
         domain=MIAOTUI,
-        scale=node.attributes.get_float("scale", 0.0) or None,
+        scale=call.scale,
         softcap=node.attributes.get_float("softcap", 0.0) or None,
         window=call.kind.window or None,
         causal=int(call.kind.causal) or None,
@@ -160,17 +139,25 @@ def _build(node: ir.Node, at: Rewriter, call: _Call) -> str:
     output = results[0]
     assert query.shape is not None and call.value.shape is not None
     output.type, output.shape = query.type, ir.Shape([*list(query.shape)[:3], call.value.shape[3]])
-    if call.past:
-        presents = results[1:]
-    else:
-        presents = (call.key, call.value)
-    if len(node.outputs[0].shape or ()) == 3:
-        output = _joined(at, output)
-    at.replace(node.outputs[0], output)
+    presents = results[1:] if call.past else (call.key, call.value)
+    at.replace(node.outputs[0], joined(at, output) if len(node.outputs[0].shape or ()) == 3 else output)
     for old, new in zip(node.outputs[1:3], presents, strict=False):
         if old.name and (old.uses() or old.is_graph_output()):
             at.replace(old, new)
     return _text(call, rotation, why, norms)
+
+
+def _scale(node: ir.Node, size: int, at: Rewriter) -> float | None:
+    """The factor of the scores; what query or key are multiplied with before is taken into it."""
+    given = node.attributes.get_float("scale", 0.0)
+    whole, taken = given or 1 / math.sqrt(size), False
+    alone = not any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+    for operand in node.inputs[: 2 if alone else 1]:
+        found = None if operand is None else scaling(operand)
+        if found is not None:
+            found.drop(at)
+            whole, taken = whole * found.factor, True
+    return whole if taken else given or None
 
 
 def _text(
@@ -189,46 +176,3 @@ def _norms(query: ir.Value, key: ir.Value) -> tuple[HeadNorm | None, HeadNorm | 
     if first is not None and second is not None and first.epsilon != second.epsilon:
         return None, None
     return first, second
-
-
-def _head(value: ir.Value) -> tuple[int, int] | None:
-    if value.shape is None or len(value.shape) != 4:
-        return None
-    heads, size = value.shape[1], value.shape[3]
-    return (heads, size) if isinstance(heads, int) and isinstance(size, int) else None
-
-
-def _heads(node: ir.Node, value: ir.Value, kind: str) -> tuple[int, int]:
-    """Heads and their size of an operand, split or flat. Raises: NoMatch if they are not static."""
-    found = _head(value)
-    if found is not None:
-        return found
-    count = node.attributes.get_int(f"{kind}_num_heads", 0)
-    width = None if value.shape is None or len(value.shape) != 3 else value.shape[2]
-    if not count or not isinstance(width, int):
-        decline("number of heads or head size is not static")
-    return count, width // count
-
-
-def _split(at: Rewriter, value: ir.Value, heads: tuple[int, int]) -> ir.Value:
-    """[batch, heads, tokens, size] of an operand that may be [batch, tokens, hidden]."""
-    assert value.shape is not None
-    if len(value.shape) == 4:
-        return value
-    batch, tokens, _ = value.shape
-    cut = at.op("Reshape", value, shape_constant(at, [0, 0, *heads]))
-    cut.type, cut.shape = value.type, ir.Shape([batch, tokens, *heads])
-    swapped = at.op("Transpose", cut, perm=SWAP)
-    swapped.type, swapped.shape = value.type, ir.Shape([batch, heads[0], tokens, heads[1]])
-    return swapped
-
-
-def _joined(at: Rewriter, value: ir.Value) -> ir.Value:
-    assert value.shape is not None
-    batch, heads, tokens, size = value.shape
-    assert isinstance(heads, int) and isinstance(size, int)
-    swapped = at.op("Transpose", value, perm=SWAP)
-    swapped.type, swapped.shape = value.type, ir.Shape([batch, tokens, heads, size])
-    whole = at.op("Reshape", swapped, shape_constant(at, [0, 0, heads * size]))
-    whole.type, whole.shape = value.type, ir.Shape([batch, tokens, heads * size])
-    return whole
