@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from miaotui.compiler.codegen.native.pack import PackedWeight
 from miaotui.compiler.codegen.native.pack.floats import pack_floats, pack_tensors
+from miaotui.compiler.codegen.native.pack.sparse import is_sparse, pack_sparse
 from miaotui.compiler.dialect.linear import ACTIVATIONS, linear
 from native.float_cases import Array, Case, Kernels
+
+Pack: TypeAlias = Callable[[Sequence[ir.TensorProtocol]], PackedWeight]
 
 DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -38,8 +45,8 @@ def expected(case: Case) -> Array:
     return y
 
 
-def packed(case: Case) -> list[PackedWeight]:
-    return [pack_tensors(case.weights)] if case.gated else [pack_tensors([w]) for w in case.weights]
+def packed(case: Case, pack: Pack = pack_tensors) -> list[PackedWeight]:
+    return [pack(case.weights)] if case.gated else [pack([w]) for w in case.weights]
 
 
 def bound(case: Case) -> float:
@@ -81,8 +88,8 @@ def make(
     )
 
 
-def check(kernels: Kernels, case: Case, threads: int = 1) -> Array:
-    y = kernels.linear(case, packed(case), threads)
+def check(kernels: Kernels, case: Case, threads: int = 1, pack: Pack = pack_tensors) -> Array:
+    y = kernels.linear(case, packed(case, pack), threads)
     wanted = expected(case)
     assert np.abs(y - wanted).max() <= bound(case) * max(1, np.abs(wanted).max())
     return y
@@ -193,3 +200,57 @@ def test_a_cast_weight_is_packed_as_it_is_stored() -> None:
     wide.shape, wide.dtype = ir.Shape([3, 5]), ir.DataType.FLOAT
     done = pack_floats(wide)
     assert (done.format, done.rows, done.columns, done.size) == ("WEIGHT_F16", 3, 5, 16 * 5 * 2)
+
+
+def pruned(case: Case, density: float, seed: int = 0) -> Case:
+    """The weights without most blocks of 16 rows by 1 column."""
+    rng = np.random.default_rng(seed)
+    weights = []
+    for weight in case.weights:
+        array = weight.numpy()
+        kept = rng.random((-(-array.shape[0] // 16), array.shape[1])) < density
+        weights.append(tensor(array * kept.repeat(16, 0)[: array.shape[0]]))
+    return replace(case, weights=weights)
+
+
+@given(
+    count=st.integers(1, 40),
+    columns=st.integers(1, 90),
+    rows=st.integers(1, 70),
+    gated=st.booleans(),
+    density=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60)
+def test_sparse_weights_equal_the_reference_at_odd_sizes(
+    kernels: Kernels, count: int, columns: int, rows: int, gated: bool, density: float, seed: int
+) -> None:
+    case = make(count, columns, (rows, rows), seed, norm="rms", activation="relu", gated=gated)
+    check(kernels, pruned(case, density, seed), 1 + seed % 3, pack_sparse)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 15, 170, 337])
+def test_sparse_weights_give_the_bits_of_dense_ones(kernels: Kernels, count: int) -> None:
+    """Leaving out what is zero changes no sum."""
+    case = pruned(make(count, 1100, (100,), count), 0.1)
+    sparse = check(kernels, case, 1, pack_sparse)
+    assert np.array_equal(sparse, kernels.linear(case, packed(case)))
+    for threads in (2, 3, 8):
+        assert np.array_equal(kernels.linear(case, packed(case, pack_sparse), threads), sparse)
+
+
+@pytest.mark.parametrize("columns", [1, 512, 513, 1100])
+def test_rows_of_sparse_weights_unpack(kernels: Kernels, columns: int) -> None:
+    (weight,) = pruned(make(1, columns, (35,)), 0.3).weights
+    done = pack_sparse([weight])
+    for row in (0, 15, 16, 34):
+        assert np.array_equal(kernels.row(done, row), weight.numpy()[row])
+
+
+def test_sparse_is_chosen_by_density_and_dtype() -> None:
+    case = make(1, 400, (64,))
+    assert not is_sparse(case.weights)
+    assert not is_sparse(pruned(case, 0.9).weights)
+    assert is_sparse(pruned(case, 0.5).weights)
+    assert not is_sparse([*pruned(case, 0.5).weights, *case.weights])
+    assert not is_sparse([tensor(np.zeros((64, 400)), ir.DataType.FLOAT16)])

@@ -8,8 +8,8 @@
 #include "pool.h"
 #include "quantize.h"
 
-/* What linear_float.h and linear_int.h give: the outputs of `tiles` of part `p` for the `rows` of the batch, each
- * through store_tile() or store_gated(). Of a gated part, tile i is gate tile i and up tile i, which lie behind
+/* What linear_float_tiles.h and linear_int.h give: the outputs of `tiles` of part `p` for the `rows` of the batch,
+ * each through store_tile() or store_gated(). Of a gated part, tile i is gate tile i and up tile i, which lie behind
  * each other. prepared: what quantize_row() or prepare_float_row() made of all rows.
  *
  * INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
@@ -22,7 +22,7 @@
  *                              float *y);
  * INLINE void unpack_row_int(...);
  */
-#include "linear_float.h"
+#include "linear_float_tiles.h"
 #include "linear_int.h"
 
 /* Up to this many rows every worker prepares all of them for itself, which costs less than a barrier. */

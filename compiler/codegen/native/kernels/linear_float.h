@@ -11,7 +11,7 @@
 #include "isa/isa.h"
 #include "linear_store.h"
 
-enum { WEIGHT_F32 = 1, WEIGHT_F16 = 2, WEIGHT_BF16 = 3 };
+enum { WEIGHT_F32 = 1, WEIGHT_F16 = 2, WEIGHT_BF16 = 3, WEIGHT_SPARSE = 4 };
 
 /* The blocks of sums that stay in registers: batch rows times tiles. X(rows, tiles). */
 #if defined(__AVX512F__)
@@ -67,6 +67,7 @@ INLINE void prepare_float_row(const float *x, int columns, int64_t row, int64_t 
     }
 }
 
+/* Bytes of a column of a tile; tiles of bf16 have an even number of columns. */
 INLINE int64_t column_bytes(int format) { return format == WEIGHT_F32 ? 64 : 32; }
 
 INLINE int64_t float_tile_bytes(int format, int columns)
@@ -213,32 +214,7 @@ INLINE void float_sums(int format, int columns, const unsigned char *weight, con
     }
 }
 
-/* The outputs of `tiles` of part `p` for `rows`, stored. `prepared`: all rows by prepare_float_row(), or NULL if
- * there is but one, which is read where it lies. */
-INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
-                        range rows, range tiles)
-{
-    const int format = spec->part[p].format, pair = spec->gated ? 2 : 1;
-    const float *x = prepared ? (const float *)prepared : args->x;
-    float sums[FLOAT_ROWS * 2 * TILE];
-    const int64_t many = rows.end - rows.begin, most = many <= 3 ? 4 / pair : 2 / pair;
-    for (int64_t t = tiles.begin; t < tiles.end; t += most) {
-        const int64_t end = min64(tiles.end, t + most);
-        float_sums(format, spec->columns, args->weight[p], x, prepared ? args->count : 0, rows,
-                   (range){t * pair, end * pair}, sums);
-        for (int64_t r = 0; r < many; r++)
-            for (int64_t i = t; i < end; i++) {
-                const float *at = sums + ((i - t) * pair * many + r) * TILE;
-                if (spec->gated)
-                    store_gated(spec, args, rows.begin + r, i, load16(at), load16(at + many * TILE));
-                else
-                    store_tile(spec, args, p, rows.begin + r, i, load16(at));
-            }
-    }
-}
-
-/* Row `row` of a packed weight as floats. */
-INLINE void unpack_row_float(const linear_part *part, int columns, const unsigned char *weight, int64_t row,
+INLINE void unpack_row_dense(const linear_part *part, int columns, const unsigned char *weight, int64_t row,
                              float *y)
 {
     const unsigned char *tile = weight + row / TILE * float_tile_bytes(part->format, columns);

@@ -11,6 +11,7 @@ from ....ir.constants import constant_tensor
 from ....reference import Array
 from ..constants import array_of
 from .packed import TILE, PackedWeight
+from .sparse import is_sparse, pack_sparse
 
 FORMATS = {
     ir.DataType.FLOAT: "WEIGHT_F32",
@@ -27,8 +28,10 @@ def pack_floats(value: ir.Value, up: ir.Value | None = None) -> PackedWeight:
     """The constant ``value`` [rows, columns] packed; ``up``: of a gated layer, tile by tile behind it.
 
     What a Cast widens is packed as it was stored; a pair of two widths, and what is neither, as float32.
+    A float32 weight most of whose blocks of 16 rows by 1 column are zero is packed without them.
     """
-    return pack_tensors([float_tensor(v) for v in (value, up) if v is not None])
+    tensors = [float_tensor(v) for v in (value, up) if v is not None]
+    return pack_sparse(tensors) if is_sparse(tensors) else pack_tensors(tensors)
 
 
 def float_tensor(value: ir.Value) -> ir.TensorProtocol:
