@@ -11,7 +11,7 @@ from .base import Pass, Pipeline, parse_pass_spec
 from .cleanup import CLEANUP
 from .fusion import FUSION
 from .incremental import INCREMENTAL
-from .lowering.native import LOWER_NATIVE
+from .lowering.native import LOWER_NATIVE, NATIVE_FP16
 from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
 from .precision import PRECISION, WEIGHTS
 from .raising import RAISING
@@ -35,7 +35,8 @@ class Stage:
 
 def stages(options: CompileOptions) -> tuple[Stage, ...]:
     """The order, and what is on at the optimization level and precision that were asked for."""
-    level, fp16 = options.opt, options.precision == "fp16"
+    level, native = options.opt, options.backend == "native"
+    fp16 = options.precision == "fp16"
     lowering = LOWERING.get(options.backend, LOWERING[options.target.device])
     return (
         Stage(CLEANUP, on=level >= 1),
@@ -43,9 +44,10 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
         Stage(CLEANUP, on=level >= 2),
         Stage(INCREMENTAL, on=level >= 1),
         Stage(FUSION, on=level >= 2),
-        Stage(PRECISION, on=fp16),
+        Stage(PRECISION, on=fp16 and not native),
         Stage(WEIGHTS.get(options.precision, WEIGHTS["int8"]), on=options.precision in WEIGHTS),
         Stage(lowering, on=level >= 2, required=True),
+        Stage(NATIVE_FP16, on=fp16 and native),
         Stage(CLEANUP, on=level >= 2),
     )
 

@@ -9,6 +9,7 @@ from .cache import NativeCache
 from .gate import NativeGate
 from .join import NativeJoin
 from .linear import NativeLinear
+from .narrow import NativeWeights
 from .norm import NativeNorm
 from .residual import NativeResidual
 from .rows import NativeRows
@@ -22,13 +23,18 @@ LOWER_NATIVE: tuple[Pass, ...] = (
     NativeJoin(),
     NativeNorm(),
     NativeResidual(),
+    NativeWeights(),
     NativeCache(),
 )
 """In order. None is optional: the C of a program is compiled as a whole, which takes too long to be raced
 against itself pass by pass, so the never-slower check has nothing to revert here."""
 
+NATIVE_FP16: tuple[Pass, ...] = (NativeWeights("fp16"), NativeCache())
+"""After LOWER_NATIVE for fp16: weights in half precision, and the cache; all else is computed in float32."""
+
 __all__ = [
     "LOWER_NATIVE",
+    "NATIVE_FP16",
     "NativeActivation",
     "NativeAttention",
     "NativeCache",
@@ -38,4 +44,5 @@ __all__ = [
     "NativeNorm",
     "NativeResidual",
     "NativeRows",
+    "NativeWeights",
 ]

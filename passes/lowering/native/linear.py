@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from ....compiler.ir.constants import constant
 from ....compiler.ir.rewrite import Rewriter
-from ....compiler.reference import Array
 from ...base import PassContext, RewritePass, decline, skip
 from .layer import Layer
 from .weights import Right, is_weight, right_side
@@ -29,29 +28,44 @@ class NativeLinear(RewritePass):
     def rewrite(self, node: ir.Node, at: Rewriter, context: PassContext) -> str:
         """Swap one product, and the Add of a bias, for a Linear."""
         x, right = node.inputs[:2]
-        if x is None or right is None:
+        found = None if right is None else _weight(node, right)
+        if x is None or found is None:
             skip()
         if x.dtype != ir.DataType.FLOAT:
             decline(f"its activations are {x.dtype}, the kernels take float32")
         if x.shape is None or len(x.shape) < 2:
             decline("its activations are not known to have two or more axes")
-        if node.attributes.get_int("transA", 0):
-            decline("it reads its activations transposed")
-        alpha = node.attributes.get_float("alpha", 1.0)
-        if alpha != 1:
-            decline(f"it is multiplied by {alpha:g}")
-        found = _weight(node, right)
-        if found is None:
-            skip()
         rows, columns = found.shape
-        if x.shape[-1] != columns:
+        turned = node.attributes.get_int("transA", 0) != 0
+        if x.shape[-2 if turned else -1] != columns:
             decline(f"its activations are not known to have {columns} columns")
+        x = _turned(at, x) if turned else x
         bias, output = _bias(node, rows)
-        if bias is not None and (bias.shape is None or list(bias.shape) != [rows]):
-            bias = at.const(_row(bias, rows), f"{bias.name}.row")
-        layer = Layer(x, ((found.rows(at), bias),))
-        at.replace(output, layer.emit(at))
+        alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
+        inside = bias is not None and alpha == 1 == beta and _row_size(bias, rows) is not None
+        weight = found.rows(at)
+        made = Layer(x, ((weight, _row(at, bias, rows) if inside and bias is not None else None),)).emit(at)
+        if alpha != 1:
+            made = _like(made, at.op("Mul", made, at.const(np.array(alpha, np.float32), "alpha")))
+        if bias is not None and not inside:
+            scaled = bias if beta == 1 else at.op("Mul", bias, at.const(np.array(beta, np.float32), "beta"))
+            made = _like(made, at.op("Add", made, scaled))
+        at.replace(output, made)
         return f"{rows} x {columns} weight" + (" with bias" if bias is not None else "")
+
+
+def _like(model: ir.Value, value: ir.Value) -> ir.Value:
+    value.type, value.shape = model.type, model.shape
+    return value
+
+
+def _turned(at: Rewriter, x: ir.Value) -> ir.Value:
+    assert x.shape is not None
+    axes = list(range(len(x.shape)))
+    axes[-2:] = axes[-1], axes[-2]
+    made = at.op("Transpose", x, perm=axes)
+    made.type, made.shape = x.type, ir.Shape([x.shape[axis] for axis in axes])
+    return made
 
 
 def _weight(node: ir.Node, right: ir.Value) -> Right | None:
@@ -67,12 +81,7 @@ def _bias(node: ir.Node, rows: int) -> tuple[ir.Value | None, ir.Value]:
     """The bias that is added to a product, and the value that is the sum."""
     output = node.outputs[0]
     if node.op_type == "Gemm":
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None and (
-            _row_size(bias, rows) is None or node.attributes.get_float("beta", 1.0) != 1
-        ):
-            decline("its bias is scaled, or not one constant per column")
-        return bias, output
+        return (node.inputs[2] if len(node.inputs) > 2 else None), output
     users = output.consumers()
     add = users[0] if len(users) == 1 and not output.is_graph_output() else None
     if add is None or add.op_type != "Add" or add.domain != "" or add.graph is not node.graph:
@@ -93,7 +102,10 @@ def _row_size(bias: ir.Value, rows: int) -> int | None:
     return int(array.size)
 
 
-def _row(bias: ir.Value, rows: int) -> Array:
+def _row(at: Rewriter, bias: ir.Value, rows: int) -> ir.Value:
+    """The bias as [rows]."""
+    if bias.shape is not None and list(bias.shape) == [rows]:
+        return bias
     array = constant(bias, limit=_LARGEST_BIAS)
     assert array is not None
-    return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), rows))
+    return at.const(np.ascontiguousarray(np.broadcast_to(array.reshape(-1), rows)), f"{bias.name}.row")
