@@ -76,7 +76,7 @@ INLINE int64_t float_tile_bytes(int format, int columns)
 }
 
 /* 16 weights of column `k`; of bf16, where `k` is even, those of column k + odd. */
-INLINE f32x16 weight16(int format, const unsigned char *w, int64_t k, int odd)
+INLINE f32x16 weights16(int format, const unsigned char *w, int64_t k, int odd)
 {
     if (format == WEIGHT_F32)
         return *(const f32x16 *)(w + 64 * k);
@@ -118,10 +118,10 @@ INLINE void multiply_block(const int format, const int rows, const int tiles, co
         {
             if (odd && k + 1 == columns)
                 break;
-            const f32x16 v = weight16(format, w, k, odd);
-            const f32x16 u = tiles > 1 ? weight16(format, w + step, k, odd) : v;
-            const f32x16 p = tiles > 2 ? weight16(format, w + 2 * step, k, odd) : v;
-            const f32x16 q = tiles > 2 ? weight16(format, w + 3 * step, k, odd) : v;
+            const f32x16 v = weights16(format, w, k, odd);
+            const f32x16 u = tiles > 1 ? weights16(format, w + step, k, odd) : v;
+            const f32x16 p = tiles > 2 ? weights16(format, w + 2 * step, k, odd) : v;
+            const f32x16 q = tiles > 2 ? weights16(format, w + 3 * step, k, odd) : v;
             EACH_ROW
             {
                 const float s = x[r * CHUNK_STRIDE + k + odd];
@@ -220,7 +220,7 @@ INLINE void unpack_row_dense(const linear_part *part, int columns, const unsigne
     const unsigned char *tile = weight + row / TILE * float_tile_bytes(part->format, columns);
     for (int k = 0; k < columns; k++) {
         int odd = part->format == WEIGHT_BF16 && k % 2;
-        y[k] = weight16(part->format, tile, k - odd, odd)[row % TILE];
+        y[k] = weights16(part->format, tile, k - odd, odd)[row % TILE];
     }
 }
 

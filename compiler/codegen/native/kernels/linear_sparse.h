@@ -14,15 +14,15 @@ typedef struct sparse_weight {
     const unsigned char *values;
 } sparse_weight;
 
-INLINE size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+INLINE size_t line_bytes(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 INLINE sparse_weight sparse_parts(const unsigned char *weight, int columns, int64_t tiles)
 {
     const uint32_t *starts = (const uint32_t *)weight;
     int64_t lists = tiles * chunks_of(columns).count;
-    const unsigned char *indices = weight + whole_lines((size_t)(lists + 1) * sizeof(uint32_t));
+    const unsigned char *indices = weight + line_bytes((size_t)(lists + 1) * sizeof(uint32_t));
     return (sparse_weight){starts, (const uint16_t *)indices,
-                           indices + whole_lines(starts[lists] * sizeof(uint16_t))};
+                           indices + line_bytes(starts[lists] * sizeof(uint16_t))};
 }
 
 /* Sums as of a float_block; lists: the starts of the first tile's blocks, those of the next tile `step` further. */
