@@ -4,6 +4,23 @@
 
 #include "attention_plan.h"
 
+/* e^x of x at most 0, like exp16, without its other cases. */
+INLINE f32x16 weight16(f32x16 x)
+{
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
+    f32x16 shifted = x * 1.44269504f + magic, n = shifted - magic;
+    f32x16 r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    f32x16 p = splat16(0.00138131424f);
+    p = p * r + 0.00836941904f;
+    p = p * r + 0.0416684568f;
+    p = p * r + 0.166665148f;
+    p = p * r + 0.499999931f;
+    p = p * (r * r) + r + 1.0f;
+    i32x16 bits = (i32x16)p + ((i32x16)shifted << 23);
+    return (f32x16)(bits & (x > -87.3f));
+}
+
 /* Of each query row of an item: its greatest score, the sum of its weights e^(score - top), and the values times
  * these weights, `value_size` floats. */
 typedef struct partial_sums {

@@ -161,7 +161,7 @@ INLINE void tile_weights(float *scores, int64_t rows, int64_t count, float *top,
             most = max16(load16(scores + j * rows + r), most);
         f32x16 finite = select16(most == -__builtin_inff(), splat16(0), most), less = exp16(before - finite);
         for (int64_t j = 0; j < count; j++) {
-            f32x16 weight = exp16(load16(scores + j * rows + r) - finite);
+            f32x16 weight = weight16(load16(scores + j * rows + r) - finite);
             store16(scores + j * rows + r, weight);
             sum += weight;
         }
