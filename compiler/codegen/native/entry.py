@@ -170,8 +170,14 @@ class EntryWriter:
 
     def constant(self, value: ir.Value) -> View:
         """A plain copy of a constant in the weight file."""
-        shape, ctype = self.sizes(value), self._ctype(value)
-        region = self._weights.plain(value)
+        return self.constants_beside([value])
+
+    def constants_beside(self, values: Sequence[ir.Value]) -> View:
+        """Plain copies of constants, one behind the other, as if the first axis went on."""
+        ctype, shape = self._ctype(values[0]), self.sizes(values[0])
+        if len(values) > 1:
+            shape = (sum(int(self.sizes(v)[0]) for v in values), *shape[1:])
+        region = self._weights.plain(values)
         read = _READ.get(ctype, f"(const {ctype} *)")
         return contiguous(f"{read}(weights + ${region}$)", ctype, shape)
 
@@ -190,9 +196,13 @@ class EntryWriter:
         """Add C statements that every worker runs; a barrier follows."""
         self._add(source_of(node), code)
 
-    def packed(self, values: Sequence[ir.Value]) -> tuple[str, PackedWeight]:
-        """A weight (or a gated pair) in the weight file as the kernels read it: its address, what it is."""
-        region, weight = self._weights.packed(tuple(values))
+    def packing(self, values: Sequence[ir.Value]) -> PackedWeight:
+        """How a weight, or the gate and up weights of a gated layer, is packed."""
+        return self._weights.packing(values)
+
+    def packed(self, weights: Sequence[Sequence[ir.Value]]) -> tuple[str, PackedWeight]:
+        """Weights of one packing, one behind the other as if they were one: their address, what they are."""
+        region, weight = self._weights.packed(weights)
         return f"weights + ${region}$", weight
 
     def is_packed(self, value: ir.Value) -> bool:

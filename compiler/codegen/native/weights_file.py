@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +23,8 @@ from .sizes import c_name
 ALIGNMENT = 64
 HEADER = struct.Struct("<8sIIQ32s8x")
 """``weights_header`` of kernels/program.h."""
+
+Values: TypeAlias = "Sequence[ir.Value]"
 
 MAGIC, VERSION = b"MIAOTUI\0", 1
 
@@ -40,35 +45,48 @@ class WeightFile:
     Memory: one chunk of one tensor at a time.
     """
 
-    __slots__ = ("_names", "_packed", "_placed", "_plain", "regions", "size")
+    __slots__ = ("_forms", "_names", "_packed", "_placed", "_plain", "regions", "size")
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
         self.size = HEADER.size
         self._names: set[str] = set()
+        self._forms: dict[Hashable, PackedWeight] = {}
         self._packed: dict[Hashable, tuple[int, PackedWeight]] = {}
         self._plain: dict[Hashable, int] = {}
         self._placed: list[Region] = []
 
-    def packed(self, values: tuple[ir.Value, ...]) -> tuple[int, PackedWeight]:
-        """A weight, or the gate and up weights of a gated layer: its region and what it is."""
+    def packing(self, values: Values) -> PackedWeight:
+        """How a weight, or the gate and up weights of a gated layer, is packed."""
         key = tuple(key_of(v) for v in values)
+        if key not in self._forms:
+            self._forms[key] = pack_weight(*values)
+        return self._forms[key]
+
+    def packed(self, weights: Sequence[Values]) -> tuple[int, PackedWeight]:
+        """The region of weights of one packing, one behind the other as if they were one; what they are."""
+        key = tuple(tuple(key_of(v) for v in values) for values in weights)
         if key not in self._packed:
-            weight = pack_weight(*values)
-            name = "_and_".join([name_of(values[0]), *(name_of(v).split(".")[-2:][0] for v in values[1:])])
-            self._packed[key] = self._add(name, weight.size, weight.chunks), weight
+            forms = [self.packing(values) for values in weights]
+            whole = replace(
+                forms[0],
+                rows=sum(f.rows for f in forms),
+                size=sum(f.size for f in forms),
+                chunks=lambda: chain.from_iterable(f.chunks() for f in forms),
+            )
+            name = _joined_name([v for values in weights for v in values])
+            self._packed[key] = self._add(name, whole.size, whole.chunks), whole
         return self._packed[key]
 
-    def plain(self, value: ir.Value) -> int:
-        """The region of a constant's plain copy: floats in 32 bits."""
-        key = key_of(value)
+    def plain(self, values: Values) -> int:
+        """The region of plain copies of constants, one behind the other: floats in 32 bits."""
+        key = tuple(key_of(v) for v in values)
         if key not in self._plain:
-            dtype = value.dtype
-            assert dtype is not None and value.shape is not None
-            itemsize = 4 if dtype.is_floating_point() else max(1, int(dtype.itemsize))
-            size = itemsize * int(np.prod(value.shape.numpy(), dtype=np.int64))
+            size = sum(_plain_bytes(v) for v in values)
             self._plain[key] = self._add(
-                name_of(value), size, lambda: iter([plain(array_of(value)).reshape(-1).view(np.uint8)])
+                _joined_name(values),
+                size,
+                lambda: (plain(array_of(v)).reshape(-1).view(np.uint8) for v in values),
             )
         return self._plain[key]
 
@@ -117,3 +135,15 @@ class WeightFile:
                 str(path), f"can't be written: {error.strerror}", "free space there"
             ) from error
         return fingerprint
+
+
+def _plain_bytes(value: ir.Value) -> int:
+    assert value.dtype is not None and value.shape is not None
+    itemsize = 4 if value.dtype.is_floating_point() else max(1, int(value.dtype.itemsize))
+    return itemsize * math.prod(value.shape.numpy())
+
+
+def _joined_name(values: Values) -> str:
+    """``model.layers.0.self_attn.q_proj.weight_and_k_proj`` of several tensors."""
+    first, *others = map(name_of, values)
+    return "_and_".join([first, *(other.split(".")[-2:][0] for other in others)])

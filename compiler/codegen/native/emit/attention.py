@@ -105,7 +105,8 @@ def _attention(node: ir.Node, entry: Entry) -> None:
     function = entry.function(
         f"attention_{heads}x{size}" + ("_cached" if cached else "_causal" if ".causal = 1" in facts else ""),
         f"static const attention_spec NAME_spec = {{\n    {', '.join(facts)},\n}};\n\n"
-        "static void NAME(worker *w, const attention_args *args) { attention(w, &NAME_spec, args); }\n",
+        "static void NAME(worker *w, const attention_args *args)\n{\n"
+        "    attention(w, &NAME_spec, args);\n}\n",
     )
     sized = f"(&{function}_spec, &(attention_args){{{', '.join(sizes)}}})"
     entry.scratch(f"attention_worker_bytes{sized}", f"attention_shared_bytes{sized}")

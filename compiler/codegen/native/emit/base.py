@@ -185,8 +185,19 @@ class Entry(Protocol):
         """
         ...
 
-    def packed(self, values: Sequence[ir.Value]) -> tuple[str, PackedWeight]:
-        """A weight (or a gated pair) in the weight file as the kernels read it: its address, what it is."""
+    def constants_beside(self, values: Sequence[ir.Value]) -> View:
+        """Plain copies of constants, one behind the other, as if the first axis went on."""
+        ...
+
+    def packing(self, values: Sequence[ir.Value]) -> PackedWeight:
+        """How a weight, or the gate and up weights of a gated layer, is packed."""
+        ...
+
+    def packed(self, weights: Sequence[Sequence[ir.Value]]) -> tuple[str, PackedWeight]:
+        """Weights of one packing, one behind the other as if they were one: their address, what they are.
+
+        Each is one value, or gate and up; all but the last have a multiple of 16 rows.
+        """
         ...
 
     def is_packed(self, value: ir.Value) -> bool:

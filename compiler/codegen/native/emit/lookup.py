@@ -19,7 +19,7 @@ def _gather(node: ir.Node, entry: Entry) -> None:
 
 def _unpacked(node: ir.Node, entry: Entry) -> None:
     indices = entry.contiguous(required(node, 1))
-    where, weight = entry.packed([required(node, 0)])
+    where, weight = entry.packed([[required(node, 0)]])
     y = entry.new(node.outputs[0])
     facts = f"{{{weight.rows}, {weight.format}, {weight.group}}}"
     function = entry.function(
