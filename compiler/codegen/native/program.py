@@ -140,7 +140,7 @@ def _run(name: str, finished: Finished, weights: WeightFile) -> str:
     text = "\n".join(body).rstrip("\n")
     entry = finished.entry
     lines = [f"static void {name}_run(worker *w, call *run)", "{"]
-    sizes = [line for line in declared(entry, text) if "(void)" not in line]
+    sizes = [line for line in declared(entry, text, running=True) if "(void)" not in line]
     lines += [line.replace("sizes[", "run->sizes[") for line in sizes]
     if re.search(r"\bweights\b", text):
         lines.append("    const unsigned char *const weights = run->weights;")

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ...ir.symbol_sizes import is_open
 from ...program import Dim, dim_of
 from .emit.base import Size, times
+from .extents import Extent, extents
 
 _KEYWORDS = """auto break case char const continue default do double else enum extern float for goto if inline
     int long register restrict return short signed sizeof static struct switch typedef union unsigned void
@@ -49,10 +50,11 @@ def c_name(text: str, taken: Iterable[str] = (), kind: str = "_size") -> str:
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """The named sizes of an entry: ``names`` as the graph spells them, in order of first appearance in its
-    inputs; ``spelled`` in C, in that order."""
+    inputs; ``spelled`` in C, in that order. ``extents``: those that follow from what an input holds."""
 
     names: tuple[str, ...]
     spelled: tuple[str, ...]
+    extents: tuple[Extent, ...] = ()
 
     @classmethod
     def of(cls, graph: ir.Graph) -> Sizes:
@@ -62,7 +64,7 @@ class Sizes:
         spelled: list[str] = []
         for name in names:
             spelled.append(c_name(name, spelled))
-        return cls(names, tuple(spelled))
+        return cls(names, tuple(spelled), tuple(e for e in extents(graph) if e.name not in names))
 
     def size(self, dim: Dim) -> Size | None:
         """A dimension in C; None if it is unknown when compiled.
@@ -72,10 +74,12 @@ class Sizes:
         """
         if isinstance(dim, int):
             return dim
-        if dim is None or (is_open(dim) and dim not in self.names):
-            return None
         if dim in self.names:
             return self.spelled[self.names.index(dim)]
+        if any(extent.name == dim for extent in self.extents):
+            return c_name(dim or "", self.spelled)
+        if dim is None or is_open(dim):
+            return None
         try:
             return self._c(ast.parse(dim, mode="eval").body)
         except (SyntaxError, _UnknownSizeError):

@@ -17,14 +17,26 @@ FINGERPRINT = "FINGERPRINT"
 """Stands in the text for the bytes that are known once the weights are written."""
 
 
-def declared(entry: EntryWriter, text: str) -> list[str]:
-    """Declarations of the named sizes that ``text`` uses; ``(void)`` where it uses none."""
+def declared(entry: EntryWriter, text: str, running: bool = False) -> list[str]:
+    """Declarations of the named sizes that ``text`` uses; ``(void)`` where it uses none.
+
+    ``running``: what follows from the inputs' contents as it is, else as much as it can be.
+    """
+    lines = []
+    sizes = entry.sizes_of_entry
+    for extent in sizes.extents:
+        spelled, bound = sizes.size(extent.name), sizes.size(extent.bound)
+        if re.search(rf"\b{spelled}\b", text):
+            count, added = sizes.size(extent.count), sizes.size(extent.added)
+            value = f"largest(run->tensors[{extent.lengths}], {count}) + {added}" if running else bound
+            lines.append(f"    const int64_t {spelled} = {value};")
+            text += f"\n{value}"
     used = [
         f"{spelled} = sizes[{i}]"
         for i, spelled in enumerate(entry.sizes_of_entry.spelled)
         if re.search(rf"\b{spelled}\b", text)
     ]
-    return [f"    const int64_t {', '.join(used)};"] if used else ["    (void)sizes;"]
+    return [f"    const int64_t {', '.join(used)};", *lines] if used else ["    (void)sizes;", *lines]
 
 
 def facts(name: str, entry: EntryWriter, program: Program) -> str:

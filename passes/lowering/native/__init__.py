@@ -8,6 +8,7 @@ from .attention import NativeAttention
 from .cache import NativeCache
 from .gate import NativeGate
 from .join import NativeJoin
+from .keys import NativeKeys
 from .linear import NativeLinear
 from .narrow import NativeWeights
 from .norm import NativeNorm
@@ -25,6 +26,7 @@ LOWER_NATIVE: tuple[Pass, ...] = (
     NativeResidual(),
     NativeWeights(),
     NativeCache(),
+    NativeKeys(),
 )
 """In order. None is optional: the C of a program is compiled as a whole, which takes too long to be raced
 against itself pass by pass, so the never-slower check has nothing to revert here."""
@@ -40,6 +42,7 @@ __all__ = [
     "NativeCache",
     "NativeGate",
     "NativeJoin",
+    "NativeKeys",
     "NativeLinear",
     "NativeNorm",
     "NativeResidual",

@@ -14,6 +14,15 @@ INLINE double most(double a, double b) { return a > b ? a : b; }
 INLINE double whole_lines(double bytes) { return 64 * __builtin_ceil(bytes / 64); }
 INLINE size_t size_max(size_t a, size_t b) { return a > b ? a : b; }
 
+/* The greatest of an input's elements, none of which is negative; 0 of none. */
+INLINE int64_t largest(const int64_t *x, int64_t count)
+{
+    int64_t top = 0;
+    for (int64_t i = 0; i < count; i++)
+        top = max64(top, x[i]);
+    return top;
+}
+
 INLINE double all_of(int count, const double *bytes)
 {
     double total = 0;
