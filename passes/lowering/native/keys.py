@@ -1,4 +1,4 @@
-"""A name for the number of keys that a cache's rows hold at most: it follows from lengths, not from shapes."""
+"""A name for the number of keys that a cache's longest row holds: it follows from lengths, not from shapes."""
 
 from __future__ import annotations
 
