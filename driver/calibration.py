@@ -14,7 +14,7 @@ from ..compiler.options import Target
 from ..compiler.program import Program
 from ..compiler.reference import Array, Arrays
 from ..passes.precision.ranges import Ranges, ranges_of
-from .workbench import Workbench, tensor_bytes
+from .workbench import SOURCE_BACKEND, Workbench, tensor_bytes
 
 LARGEST = 1 << 30
 """Bytes of weights up to which activations are measured for 8-bit products: it takes them in float32."""
@@ -22,7 +22,7 @@ LARGEST = 1 << 30
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
-def measured_ranges(program: Program, backend: str, inputs: Sequence[Arrays]) -> Ranges:
+def measured_ranges(program: Program, inputs: Sequence[Arrays]) -> Ranges:
     """Least and greatest value of every float tensor of ``main``, run on the CPU as imported."""
     names = [
         value.name
@@ -32,14 +32,14 @@ def measured_ranges(program: Program, backend: str, inputs: Sequence[Arrays]) ->
     ]
     ranges: Ranges = {}
     with tempfile.TemporaryDirectory() as folder, Draft(Path(folder, "calibration")) as draft:
-        built = Workbench(draft, backend, Target("cpu")).source(program)
+        built = Workbench(draft, SOURCE_BACKEND, Target("cpu")).source(program)
         with built.open(taps=names) as runner:
             for arrays in inputs:
                 ranges = ranges_of({**arrays, **runner.run(arrays)}, ranges)
     return ranges
 
 
-def measured_channels(program: Program, backend: str, inputs: Sequence[Arrays]) -> dict[str, Array]:
+def measured_channels(program: Program, inputs: Sequence[Arrays]) -> dict[str, Array]:
     """Root mean square of each channel of what linear layers read, by name; none for a model over LARGEST."""
     read = [
         value
@@ -52,7 +52,7 @@ def measured_channels(program: Program, backend: str, inputs: Sequence[Arrays]) 
     power: dict[str, Array] = {}
     rows: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder, Draft(Path(folder, "calibration")) as draft:
-        built = Workbench(draft, backend, Target("cpu")).source(program)
+        built = Workbench(draft, SOURCE_BACKEND, Target("cpu")).source(program)
         with built.open(taps=names) as runner:
             for arrays in inputs:
                 found = runner.run(arrays)

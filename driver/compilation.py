@@ -8,23 +8,24 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..compiler.draft import Draft
 from ..compiler.options import CompileOptions
+from ..compiler.program import Program
 from ..frontends.load import load
 from ..passes.base import Pass
 from ..passes.observers import Observer, SaveIR, Verify
-from ..passes.pipeline import pipeline
 from ..runtime.executable import Executable
 from .calibration import measured_channels, measured_ranges
-from .context import backend_of, check_placement, context_of, variant_name
-from .decide import Judge, Result
+from .candidates import candidates
+from .choice import Attempt, Choice, moved
+from .context import check_placement, context_of
 from .finish import finish
 from .lower import Lowered, Recipe
 from .opening import open_folder
 from .progress import Journal, Progress, Silent
 from .proof import Evidence
-from .workbench import Workbench
 
 
 def compile_model(
@@ -44,37 +45,30 @@ def compile_model(
 
     Raises: CompileError; nothing is written then, and an older folder at ``output`` stays as it was.
     """
-    steps = pipeline(options) if passes is None else passes
     journal = Journal(Silent() if progress is None else progress)
     with journal.stage("import"):
         imported = load(source, options, inputs)
+    tried = candidates(imported.program, options, journal, passes)
     evidence = None
     if options.verify:
         with journal.stage("reference"):
             evidence = Evidence.of(imported, options.seed)
-    context = context_of(options)
-    if evidence is not None and options.precision == "fp16":
-        with journal.stage("calibrate"):
-            inputs_seen = [case.inputs for case in evidence.cases]
-            context.ranges = measured_ranges(imported.program, backend_of(options), inputs_seen)
-    if evidence is not None and options.precision in ("int8", "int4"):
-        with journal.stage("calibrate"):
-            inputs_seen = [case.inputs for case in evidence.cases]
-            context.channels = measured_channels(imported.program, backend_of(options), inputs_seen)
-    recipe = Recipe(imported.program, steps, context)
+    measured = _measured(imported.program, evidence, options, journal)
+    program = imported.program
     del imported  # the source's session or module: its memory is needed now
-    with journal.stage("transform"):
-        observers: list[Observer] = [Verify(), *([SaveIR(save_ir)] if save_ir is not None else [])]
-        numerics = None if evidence is None or not options.numerics else evidence.numerics()
-        lowered = recipe.lower(observers=observers if numerics is None else [*observers, numerics])
-        for name, error in () if numerics is None else numerics.errors:
-            journal.note(f"numerics: scaled error {error:.1e} after {name}")
-        check_placement(lowered.program, options, journal)
+    attempts = []
+    for candidate in tried:
+        recipe = Recipe(program, candidate.passes, replace(context_of(candidate.options), **measured))
+        with journal.stage("transform"):
+            saved = save_ir / candidate.options.backend if save_ir and len(tried) > 1 else save_ir
+            lowered = _lowered(recipe, evidence, saved, options, journal)
+            check_placement(lowered.program, options, journal)
+        attempts.append(Attempt(candidate.options, recipe, lowered))
 
     temporary = Path(tempfile.mkdtemp(prefix="miaotui-")) if output is None else None
     folder = temporary or Path(str(output))
     try:
-        _write(folder, recipe, lowered, evidence, options, journal)
+        _write(folder, attempts, evidence, journal)
         return open_folder(folder, temporary=temporary is not None)
     except BaseException:
         if temporary is not None:
@@ -82,29 +76,40 @@ def compile_model(
         raise
 
 
-def _write(
-    folder: Path,
-    recipe: Recipe,
-    lowered: Lowered,
-    evidence: Evidence | None,
-    options: CompileOptions,
-    journal: Journal,
-) -> None:
+def _measured(
+    program: Program, evidence: Evidence | None, options: CompileOptions, journal: Journal
+) -> dict[str, Any]:
+    """What passes that round weights or values want to know of the activations."""
+    if evidence is None or options.precision == "fp32":
+        return {}
+    with journal.stage("calibrate"):
+        inputs_seen = [case.inputs for case in evidence.cases]
+        if options.precision == "fp16":
+            return {"ranges": measured_ranges(program, inputs_seen)}
+        return {"channels": measured_channels(program, inputs_seen)}
+
+
+def _lowered(
+    recipe: Recipe, evidence: Evidence | None, save_ir: Path | None, options: CompileOptions, journal: Journal
+) -> Lowered:
+    observers: list[Observer] = [Verify(), *([SaveIR(save_ir)] if save_ir is not None else [])]
+    numerics = None if evidence is None or not options.numerics else evidence.numerics()
+    lowered = recipe.lower(observers=observers if numerics is None else [*observers, numerics])
+    for name, error in () if numerics is None else numerics.errors:
+        journal.note(f"numerics: scaled error {error:.1e} after {name}")
+    return lowered
+
+
+def _write(folder: Path, attempts: Sequence[Attempt], evidence: Evidence | None, journal: Journal) -> None:
     with Draft(folder) as draft:
-        bench = Workbench(draft, backend_of(options), options.target)
-        with journal.stage("build"):
-            source = bench.source(recipe.source) if options.keeps_source else None
-            result = Result(lowered, bench.optimized(lowered, variant_name(options)), source)
-        if evidence is not None:
-            result = Judge(bench, recipe, evidence, options, journal).judged(result)
+        choice = Choice(draft, evidence, journal)
+        attempt, result = choice.best(attempts)
+        options, source = attempt.options, attempt.recipe.source
         with journal.stage("write"):
-            if bench.built == 1 + options.keeps_source:
-                finish(draft, folder, recipe.source, result, evidence, options, journal)
+            if choice.built == 1 + options.keeps_source:
+                finish(draft, folder, source, result, evidence, options, journal)
                 return
             # Candidates that were dropped left weights behind: write what was kept into a fresh draft.
             with Draft(folder) as clean:
-                bench = Workbench(clean, backend_of(options), options.target)
-                source = bench.source(recipe.source) if options.keeps_source else None
-                best = bench.optimized(result.lowered, variant_name(options))
-                result = replace(result, source=source, best=best)
-                finish(clean, folder, recipe.source, result, evidence, options, journal)
+                result = moved(clean, attempt, result)
+                finish(clean, folder, source, result, evidence, options, journal)

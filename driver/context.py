@@ -20,7 +20,7 @@ def context_of(options: CompileOptions) -> PassContext:
 
 
 def backend_of(options: CompileOptions) -> str:
-    """The backend's name; ``auto`` is ONNX Runtime, the one that takes every model."""
+    """The backend's name; ``auto``, where nothing was chosen yet, is the one that takes every model."""
     return "ort" if options.backend == "auto" else options.backend
 
 

@@ -94,6 +94,8 @@ class Judge:
     def timed(self, result: Result) -> Result:
         """Leave out passes that cost time, then time what is left against the source."""
         options, inputs = self.options, self.evidence.cases[0].inputs
+        if self.bench.backend.name == "native":  # C is compiled as a whole: no trial of one pass is worth it
+            return self._raced(result)
         verdict = keep_what_pays(
             self.recipe,
             self.bench,
@@ -112,15 +114,18 @@ class Judge:
             left = ", ".join(verdict.untried)
             self.journal.note(f"not timed one by one within {options.timing:g} s (-O3 takes longer): {left}")
         kept = replace(result, lowered=verdict.lowered, best=verdict.built, reverted=reverted)
-        kept = replace(kept, trials=verdict.trials)
-        source = result.source
+        return self._raced(replace(kept, trials=verdict.trials))
+
+    def _raced(self, result: Result) -> Result:
+        """The result timed against the source, if that fits in memory and runs here."""
+        source, inputs = result.source, self.evidence.cases[0].inputs
         if source is None:
             if (size := tensor_bytes(self.recipe.source)) > BASELINE:
                 self.journal.note(f"not timed against the source, which takes {size / 1e9:.1f} GB")
-                return kept
+                return result
             source = self.bench.source(self.recipe.source)
-        final = race(verdict.built, source, inputs, threads=options.threads, seconds=FINAL)
-        return replace(kept, source=source, race=final)
+        final = race(result.best, source, inputs, threads=self.options.threads, seconds=FINAL)
+        return replace(result, source=source, race=final)
 
     def limit(self, built: Built) -> Limit:
         """What its outputs are judged by: the budget, else what the precision of its weights allows."""

@@ -8,7 +8,7 @@ from ..compiler.manifest import PassRecord
 from ..compiler.options import CompileOptions
 from ..frontends.load import load
 from ..passes.observers import Verify
-from ..passes.pipeline import pipeline
+from .candidates import candidates, summary
 from .context import context_of, unsupported
 from .lower import Recipe
 from .progress import Journal, Progress, Silent
@@ -44,19 +44,27 @@ class DryRun:
 def plan(
     source: object, options: CompileOptions, *, inputs: object = None, progress: Progress | None = None
 ) -> DryRun:
-    """Run the pipeline and build nothing: what would fire, what was declined and why."""
-    steps = pipeline(options)
+    """Run the pipeline and build nothing: what would fire, what was declined and why.
+
+    With backend ``auto`` it is the pipeline of the first backend that could build the result.
+    """
     journal = Journal(Silent() if progress is None else progress)
     with journal.stage("import"):
         imported = load(source, options, inputs)
-    recipe = Recipe(imported.program, steps, context_of(options))
-    with journal.stage("transform"):
-        lowered = recipe.lower(observers=[Verify()])
+    tried = candidates(imported.program, options, journal)
+    for candidate in tried:
+        recipe = Recipe(imported.program, candidate.passes, context_of(candidate.options))
+        with journal.stage("transform"):
+            lowered = recipe.lower(observers=[Verify()])
+        problems = unsupported(lowered.program, candidate.options)
+        if not problems or candidate is tried[-1]:
+            break
+        journal.note(f"no {candidate.options.backend} code: {summary(problems)}")
     return DryRun(
         model=imported.program.source.get("model", ""),
         target=str(options.target),
         passes=pass_records(lowered, {}),
         before=operators(imported.program),
         after=operators(lowered.program),
-        unsupported=tuple(map(str, unsupported(lowered.program, options))),
+        unsupported=tuple(map(str, problems)),
     )

@@ -28,18 +28,28 @@ TOGETHER = 256 << 20
 """Bytes of weights up to which both sessions are in memory at once; each session may hold a packed copy."""
 
 
-def race(first: Built, second: Built, inputs: Arrays, *, threads: int | None, seconds: float) -> BenchResult:
+def race(
+    first: Built,
+    second: Built,
+    inputs: Arrays,
+    *,
+    threads: int | None,
+    seconds: float,
+    written: int = 0,
+) -> BenchResult:
     """Time ``first`` against ``second``, the baseline, until it is exact or about ``seconds`` are over.
 
-    A program with state is timed at what it is for, the next token of a prompt.
+    A program with state is timed at what it is for, the next token of a prompt, and ``written`` more.
     """
+    if first.decoding is not None and first.decoding.context is not None:
+        written = min(written, first.decoding.context - inputs[first.decoding.tokens].shape[1])
 
     def is_exact(timings: Timings) -> bool:
         gain = timings.speedup(first.name, second.name)
         return gain.high - gain.low < EXACT * gain.ratio
 
     return bench(
-        [_candidate(first, threads), _candidate(second, threads)],
+        [_candidate(built, threads, written=written) for built in (first, second)],
         inputs,
         runs=30,
         seconds=seconds,

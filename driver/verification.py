@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 
@@ -14,7 +14,7 @@ from ..compiler.artifact import WEIGHTS, Artifact, check
 from ..compiler.draft import Draft
 from ..compiler.errors import InternalError
 from ..compiler.ir.shapes import infer_shapes
-from ..compiler.options import CompileOptions, Target
+from ..compiler.options import BackendName, CompileOptions, Target
 from ..compiler.program import Program
 from ..compiler.reference import Arrays
 from ..passes.pipeline import pipeline
@@ -125,7 +125,7 @@ def recorded_options(executable: Executable) -> CompileOptions:
     known = executable.manifest.options
     return CompileOptions(
         target=Target.parse(known["target"]),
-        backend=known["backend"],
+        backend=cast(BackendName, executable.manifest.variants[executable.manifest.default].backend),
         precision=known["precision"],
         opt=known["opt"],
         enable=tuple(known["enable"]),

@@ -50,13 +50,15 @@ static int check_cpu(void)
             size_t used = strlen(have);
             snprintf(have + used, sizeof have - used, "%s%s", used ? ", " : "", found[i].name);
         }
-    return refuse(MIAOTUI_BAD_CPU, "this library was built for %s and needs %s, this CPU has %s; compile the model for it",
-                  miaotui_program.isa, *needs, *have ? have : "nothing of the kind");
+    return refuse(MIAOTUI_BAD_CPU, "this library was built for %s and needs %s, this CPU has %s; %s",
+                  miaotui_program.isa, *needs, *have ? have : "nothing of the kind", "compile the model for it");
 }
 
 static int check_header(const weights_header *header, uint64_t size, const char *path)
 {
-    if (memcmp(header->magic, WEIGHTS_MAGIC, sizeof header->magic))
+    static const unsigned char none[sizeof header->zero];
+    if (memcmp(header->magic, WEIGHTS_MAGIC, sizeof header->magic) || header->reserved ||
+        memcmp(header->zero, none, sizeof none))
         return refuse(MIAOTUI_BAD_FILE, "%s: is no weight file", path);
     if (header->version != WEIGHTS_VERSION)
         return refuse(MIAOTUI_BAD_FILE, "%s: has version %u, this library reads %u", path, (unsigned)header->version,
@@ -72,7 +74,7 @@ static int check_header(const weights_header *header, uint64_t size, const char 
 
 static int map_weights(miaotui_model *model, const char *path)
 {
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not wait for its writer */
     if (file < 0)
         return refuse(MIAOTUI_BAD_FILE, "%s: %s", path, strerror(errno));
     struct stat info;
@@ -143,8 +145,6 @@ void miaotui_close(miaotui_model *model)
     if (model->weights)
         munmap((void *)model->weights, model->weights_size);
     free(model->arena.bytes);
-    free(model->workers.bytes);
-    free(model->shared.bytes);
     free(model->dropped.bytes);
     pthread_mutex_destroy(&model->lock);
     free(model);
@@ -297,38 +297,35 @@ static int reserve(block *memory, double bytes, const char *what)
     free(memory->bytes);
     *memory = (block){0};
     if (bytes > MAX_BYTES || posix_memalign(&made, 64, (size_t)bytes + 64))
-        return refuse(MIAOTUI_NO_MEMORY, "%s: there is no memory for %.0f MB of intermediate values", what, bytes / 1e6);
+        return refuse(MIAOTUI_NO_MEMORY, "%s: there is no memory for %.0f MB of intermediate values", what,
+                      bytes / 1e6);
     *memory = (block){made, (size_t)bytes};
     return MIAOTUI_OK;
 }
 
-static size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-static int reserve_all(miaotui_model *model, const entry_info *entry, const int64_t *sizes, size_t *worker_bytes)
+static int reserve_all(miaotui_model *model, const entry_info *entry, const int64_t *sizes, double missing)
 {
-    size_t shared_bytes = 0;
-    *worker_bytes = 0;
+    size_t worker_bytes = 0, shared_bytes = 0;
     int error = reserve(&model->arena, entry->arena(sizes), entry->name);
+    if (!error)
+        error = reserve(&model->dropped, missing, entry->name);
     if (error)
         return error;
-    entry->scratch(sizes, worker_bytes, &shared_bytes);
-    *worker_bytes = padded(*worker_bytes);
-    error = reserve(&model->workers, (double)*worker_bytes * model->threads, entry->name);
-    return error ? error : reserve(&model->shared, (double)shared_bytes, entry->name);
+    entry->scratch(sizes, &worker_bytes, &shared_bytes);
+    if (!pool_scratch(model->pool, worker_bytes, shared_bytes))
+        return refuse(MIAOTUI_NO_MEMORY, "%s: there is no memory for %d workers of %zu bytes and %zu bytes of all",
+                      entry->name, model->threads, worker_bytes, shared_bytes);
+    return MIAOTUI_OK;
 }
 
 typedef struct job {
     const entry_info *entry;
     call *call;
-    unsigned char *workers, *shared;
-    size_t worker_bytes;
 } job;
 
 static void run_worker(worker *w, void *context)
 {
     const job *j = context;
-    w->scratch = j->workers + (size_t)w->index * j->worker_bytes;
-    w->shared = j->shared;
     j->entry->run(w, j->call);
 }
 
@@ -337,10 +334,7 @@ static int run_checked(miaotui_model *model, const entry_info *entry, const int6
                        double missing)
 {
     void *places[entry->tensor_count + 1];
-    size_t worker_bytes;
-    int error = reserve_all(model, entry, sizes, &worker_bytes);
-    if (!error && missing > 0)
-        error = reserve(&model->dropped, missing, entry->name);
+    int error = reserve_all(model, entry, sizes, missing);
     if (error)
         return error;
     unsigned char *next = model->dropped.bytes;
@@ -348,11 +342,11 @@ static int run_checked(miaotui_model *model, const entry_info *entry, const int6
         places[i] = tensors[i];
         if (!tensors[i]) {
             places[i] = next;
-            next += padded((size_t)tensor_bytes(entry, i, sizes));
+            next += ((size_t)tensor_bytes(entry, i, sizes) + 63) / 64 * 64;
         }
     }
     call c = {.sizes = sizes, .tensors = places, .weights = model->weights, .arena = model->arena.bytes};
-    job j = {entry, &c, model->workers.bytes, model->shared.bytes, worker_bytes};
+    job j = {entry, &c};
     pool_run(model->pool, run_worker, &j);
     return c.error ? refuse(MIAOTUI_BAD_ARGUMENT, "%s: %s", entry->name, c.error) : MIAOTUI_OK;
 }

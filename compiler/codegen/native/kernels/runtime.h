@@ -18,7 +18,7 @@ struct miaotui_model {
     int threads;
     const unsigned char *weights;
     size_t weights_size;
-    block arena, workers, shared, dropped;
+    block arena, dropped;
 };
 
 /* Keep the sentence for miaotui_last_error and give `code` back. */
