@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ....compiler.ir.constants import constant
+from ....compiler.ir.constants import constant, is_constant
 from ....compiler.ir.rewrite import Rewriter
 from ...base import PassContext, RewritePass, decline, skip
 from .layer import Layer
@@ -28,11 +28,13 @@ class NativeLinear(RewritePass):
     def rewrite(self, node: ir.Node, at: Rewriter, context: PassContext) -> str:
         """Swap one product, and the Add of a bias, for a Linear."""
         x, right = node.inputs[:2]
-        found = None if right is None else _weight(node, right)
-        if x is None or found is None:
+        if x is None or right is None:
             skip()
-        if x.dtype != ir.DataType.FLOAT:
+        if x.dtype != ir.DataType.FLOAT and is_constant(right):
             decline(f"its activations are {x.dtype}, the kernels take float32")
+        found = _weight(node, right)
+        if found is None:
+            skip()
         if x.shape is None or len(x.shape) < 2:
             decline("its activations are not known to have two or more axes")
         rows, columns = found.shape
