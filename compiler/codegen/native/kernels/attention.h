@@ -2,6 +2,7 @@
 #ifndef MIAOTUI_ATTENTION_H
 #define MIAOTUI_ATTENTION_H
 
+#include "attention_codes.h"
 #include "attention_few.h"
 #include "attention_tiles.h"
 #include "pool.h"
@@ -19,6 +20,22 @@ INLINE size_t attention_shared_bytes(const attention_spec *spec, const attention
     attention_plan p = plan_attention(spec, args);
     int64_t sums = p.chunks > 1 ? args->batch * spec->kv_heads * p.chunks * sums_floats(spec, plan_rows(&p)) : 0;
     return turned_bytes(spec, args) + (size_t)sums * sizeof(float);
+}
+
+INLINE void many_item(worker *w, const attention_spec *spec, const attention_args *args, const attention_plan *p,
+                      const attention_item *item, float *partial)
+{
+    tile_state s = tile_memory(spec, (float *)w->scratch, (item->end - item->begin) * p->group);
+    if (spec->cache != CACHE_NONE && p->blocks == 1)
+        write_item_rows(spec, args, item, s.stage);
+    tile_begin(spec, &s);
+    rows_at keys = keys_of(w, spec, args, item->row, item->head);
+    rows_at values = values_of(spec, args, item->row, item->head);
+    if (uses_codes(spec))
+        coded_item(spec, args, p, item, &s, keys, values);
+    else
+        tile_item(spec, args, p, item, &s, keys, values);
+    tile_output(spec, args, p, item, &s, partial);
 }
 
 /* The items of this worker. Returns whether some shared their queries. */
@@ -40,7 +57,7 @@ INLINE int attention_items(worker *w, const attention_spec *spec, const attentio
             else if (p->few)
                 few_item(w, spec, args, p, &item, partial);
             else
-                tile_item(w, spec, args, p, &item, partial);
+                many_item(w, spec, args, p, &item, partial);
             before += work;
             chunks = item.chunks;
             shared |= chunks > 1;

@@ -232,10 +232,8 @@ INLINE void few_item(worker *w, const attention_spec *spec, const attention_args
     float *scores = (float *)w->scratch, *q = scores + FEW_BLOCK * FEW_KEYS, *sums = q + rows * width;
     float top[FEW_BLOCK], total[FEW_BLOCK];
     float scale = scale_of(spec);
-    if (spec->cache != CACHE_NONE) {
-        int64_t base = args->lengths[item->row];
-        write_new_rows(spec, args, item->row, item->head, max64(item->first - base, 0), item->last - base, q);
-    }
+    if (spec->cache != CACHE_NONE)
+        write_item_rows(spec, args, item, q);
     for (int64_t m = 0; m < rows; m++) {
         int64_t token = item->begin + m / p->group, head = item->head * p->group + m % p->group;
         memset(q + m * width, 0, (size_t)width * sizeof(float));

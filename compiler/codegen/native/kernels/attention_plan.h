@@ -115,6 +115,14 @@ INLINE attention_item item_of(const attention_spec *spec, const attention_args *
     return item;
 }
 
+/* The new keys and values that lie within an item's keys, into the cache: so no barrier is needed before it. */
+INLINE void write_item_rows(const attention_spec *spec, const attention_args *args, const attention_item *item,
+                            float *scratch)
+{
+    int64_t base = args->lengths[item->row];
+    write_new_rows(spec, args, item->row, item->head, max64(item->first - base, 0), item->last - base, scratch);
+}
+
 /* What all items of one head of a row cost. */
 INLINE int64_t head_work(const attention_spec *spec, const attention_args *args, const attention_plan *p, int64_t row)
 {
