@@ -88,10 +88,9 @@ def _rewrite(node: ir.Node, at: Rewriter, masks: Masks) -> str:
     parts: list[ir.Value] = []
     kind = Kind(bool(node.attributes.get_int("is_causal", 0)))
     if mask is not None:
+        require_readable(mask, key.shape[-2])
         length = dim_of(query.shape[-2])
         parts, kind = masks.judge(mask, length if length == dim_of(key.shape[-2]) else None, kind.causal)
-        if parts:
-            require_readable(mask, key.shape[-2])
     bias = None if mask is None or not parts else masks.added(mask, parts, at)
     scale = _scale(node, sizes[0][1], at)
     query, key, value = (

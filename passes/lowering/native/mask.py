@@ -30,15 +30,19 @@ class Masks:
         ``length``: of queries and keys, None if they are not known to be equally many. ``causal``: the
         attention masks causally by itself.
         """
-        rest, kind = [], Kind(causal)
-        for part in _conjuncts(mask):
-            found = None if length is None else self._kind(part, length, causal)
-            if found is None:
-                rest.append(part)
-                continue
-            kind = Kind(
-                kind.causal or found.causal, min(filter(None, (kind.window, found.window)), default=0)
-            )
+        rest, kind = _conjuncts(mask), Kind(causal)
+        if length is None:
+            return rest, kind
+        for _ in range(2):  # what is causal says that it does not matter what others say of keys ahead
+            left = []
+            for part in rest:
+                found = self._kind(part, length, kind.causal)
+                if found is None:
+                    left.append(part)
+                    continue
+                window = min(filter(None, (kind.window, found.window)), default=0)
+                kind = Kind(kind.causal or found.causal, window)
+            rest = left
         return rest, kind
 
     def _kind(self, mask: ir.Value, length: int | str, causal: bool) -> Kind | None:
@@ -68,7 +72,7 @@ def require_readable(mask: ir.Value, keys: int | ir.SymbolicDim) -> None:
         decline("its mask has an unknown rank")
     if mask.dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT):
         decline(f"its mask is of {mask.dtype}")
-    if mask.shape[-1] != 1 and not same_dims([mask.shape[-1]], [keys]):
+    if not same_dims([mask.shape[-1]], [keys]):  # a shorter one hides the keys behind it
         decline(f"its mask is not known to cover all keys ({mask.shape[-1]} of {keys})")
 
 
