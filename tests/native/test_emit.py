@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from miaotui.compiler.codegen.native.toolchain import Toolchain
 from miaotui.compiler.errors import UnsupportedError
 from miaotui.compiler.ir.builder import BOOL, FLOAT, INT64
 from miaotui.compiler.ir.evaluate import evaluate
@@ -74,7 +80,7 @@ def _domain(label: str, inputs: dict[str, Array]) -> dict[str, Array]:
     return inputs
 
 
-def _cases() -> list[tuple[str, ir.Model]]:
+def cases() -> list[tuple[str, ir.Model]]:
     return [
         *elementwise(),
         *movement().items(),
@@ -87,13 +93,13 @@ def _cases() -> list[tuple[str, ir.Model]]:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[Library, list[str]]:
-    named = _cases()
+    named = cases()
     return Library([Case(model) for _, model in named], tmp_path_factory.mktemp("emit")), [
         n for n, _ in named
     ]
 
 
-LABELS = [label for label, _ in _cases()]
+LABELS = [label for label, _ in cases()]
 
 
 @pytest.mark.parametrize("which", range(len(LABELS)), ids=LABELS)
@@ -191,3 +197,36 @@ def test_indices_pick_and_are_checked(index_library: tuple[Library, list[str]], 
 def test_declines_by_name(model: ir.Model, why: str) -> None:
     with pytest.raises(UnsupportedError, match=why):
         Case(model)
+
+
+# ---- other compilers, sanitizers
+
+
+@pytest.mark.slow
+def test_clang_warns_of_nothing_and_computes_the_same(tmp_path: Path) -> None:
+    """A fifth of all graphs: clang takes long over so many."""
+    named = cases()[::5]
+    zig = Toolchain((sys.executable, "-m", "ziglang", "cc"))
+    library = Library([Case(model) for _, model in named], tmp_path, zig)
+    for which, (label, model) in enumerate(named):
+        inputs = _domain(label, _inputs(model, SIZES[0], np.random.default_rng(which)))
+        _check(library, which, inputs, label)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="preloads gcc's libraries")
+def test_nothing_is_read_or_written_outside_of_arrays() -> None:
+    """This file again, its code compiled with the address and undefined-behaviour sanitizers."""
+    libraries = [
+        subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(text.strip() for text in libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "MIAOTUI_TEST_CFLAGS": "-fsanitize=address,undefined",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
