@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from miaotui.compiler.codegen.native.emit.base import CTYPES, Size, View, row_major
-from miaotui.compiler.codegen.native.emit.loops import loop, read, written
+from miaotui.compiler.codegen.native.emit.copies import copied
 from miaotui.compiler.codegen.native.emit.table import operator_of
 from miaotui.compiler.codegen.native.sizes import Sizes
 from miaotui.compiler.codegen.native.toolchain import Toolchain, find_toolchain
@@ -25,7 +25,7 @@ from miaotui.compiler.ir.constants import constant_tensor
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 FLAGS = ("-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-variable", "-Wno-unused-parameter")
-HEADERS = ("program.h", "elementwise.h", "norm.h", "rows.h", "lookup.h", "matmul.h", "rotate.h")
+HEADERS = ("program.h", "elementwise.h", "norm.h", "rows.h", "lookup.h", "matmul.h", "rotate.h", "argmax.h")
 
 _HARNESS = """
 typedef void (*case_function)(worker *w, call *run, int step);
@@ -93,14 +93,19 @@ class CaseEntry:
 
     def contiguous(self, value: ir.Value) -> View:
         view = self.view(value)
-        if view.is_contiguous:
-            return view
+        return view if view.is_contiguous else self._copy(value)
+
+    def output(self, value: ir.Value) -> str:
+        """Copy an output into a buffer of its own, and that buffer's name."""
+        return self._copy(value).pointer
+
+    def _copy(self, value: ir.Value) -> View:
+        view = self.view(value)
         assert value.dtype is not None
         name = f"copy_{len(self.buffers)}"
         self.buffers.append(Buffer(name, value.dtype, view.shape))
         copy = contiguous(name, view.ctype, view.shape)
-        operands = [written(copy), read(view, view.shape)]
-        self.steps.append(loop(view.shape, operands, lambda e: [f"{e[0]} = {e[1]};"]))
+        self.steps.append(copied(view, copy))
         return copy
 
     def new(self, value: ir.Value, strides: Sequence[Size] | None = None) -> View:
@@ -148,8 +153,7 @@ class Case:
         self.entry = CaseEntry(model, self.names)
         for node, operator in zip(model.graph, operators, strict=True):
             operator.emit(node, self.entry)
-        for value in model.graph.outputs:
-            self.entry.view(value)
+        self.outputs = {str(value.name): self.entry.output(value) for value in model.graph.outputs}
 
     def function(self, name: str) -> str:
         lines = [f"    int64_t {n} = run->sizes[{i}];" for i, n in enumerate(self.names.spelled)]
@@ -217,21 +221,4 @@ class Library:
         error = self._call(which, workers, ctypes.c_void_p(sizes.ctypes.data), pointers)
         if error is not None:
             raise ValueError(error.decode())
-        return {
-            str(v.name): self._read(case.entry.views[v], v, arrays, number) for v in case.model.graph.outputs
-        }
-
-    @staticmethod
-    def _read(
-        view: View, value: ir.Value, arrays: Mapping[str, np.ndarray[Any, Any]], number: Any
-    ) -> np.ndarray[Any, Any]:
-        """A view's elements; its pointer is a buffer's name and offsets added to it."""
-        text = view.pointer.replace(" / ", " // ")
-        name = next(n for n in sorted(arrays, key=len, reverse=True) if n in text)
-        begin = number(text.replace(name, "0"))
-        flat = arrays[name].reshape(-1)
-        shape = [number(s) for s in view.shape]
-        if math.prod(shape) == 0:
-            return np.empty(shape, flat.dtype)
-        strides = [number(s) * flat.itemsize for s in view.strides]
-        return np.lib.stride_tricks.as_strided(flat[begin:], shape, strides).copy()
+        return {name: arrays[buffer] for name, buffer in case.outputs.items()}

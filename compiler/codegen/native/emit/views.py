@@ -95,7 +95,8 @@ def _slice_reason(node: ir.Node) -> str | None:
             return f"its {what} are not constant"
     if not is_constant(input_of(node, 1)) and integers(input_of(node, 4)) not in (None, [1]):
         return "it steps from a start that is not constant"
-    if not is_constant(input_of(node, 1)) and len(integers(input_of(node, 3)) or [0]) != 1:
+    starts = input_of(node, 1)
+    if starts is not None and not is_constant(starts) and (starts.shape is None or starts.shape[0] != 1):
         return "its starts are not constant"
     return None
 
