@@ -32,18 +32,24 @@ INLINE vi32 every_pair(const float *p)
     return (vi32){0} + pair;
 }
 
-/* The greatest |x| of `count` floats and the zeros behind them. */
+INLINE vi32 larger_lanes(vi32 a, vi32 b) { return (a & (a > b)) | (b & ~(a > b)); }
+
+/* The greatest |x| of `count` floats and the zeros behind them: magnitudes are in the order of their bits. */
 INLINE float greatest_magnitude(const float *x, int64_t count)
 {
-    vi32 top = {0}; /* magnitudes are in the order of their bits */
-    for (int64_t i = 0; i < count; i += LANES) {
-        vi32 bits = (vi32)load_lanes(x + i) & 0x7fffffff, more = bits > top;
-        top = (bits & more) | (top & ~more);
-    }
-    int32_t most = 0;
-    for (int i = 0; i < LANES; i++)
-        most = top[i] > most ? top[i] : most;
-    return float_of((uint32_t)most);
+    vi32 top = {0};
+    for (int64_t i = 0; i < count; i += LANES)
+        top = larger_lanes((vi32)load_lanes(x + i) & 0x7fffffff, top);
+#if LANE_BYTES == 64
+    top = larger_lanes(top, __builtin_shufflevector(top, top, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    top = larger_lanes(top, __builtin_shufflevector(top, top, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
+    top = larger_lanes(top, __builtin_shufflevector(top, top, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1));
+    top = larger_lanes(top, __builtin_shufflevector(top, top, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0));
+#else
+    for (int i = 1; i < LANES; i++)
+        top[0] = top[i] > top[0] ? top[i] : top[0];
+#endif
+    return float_of((uint32_t)top[0]);
 }
 
 /* What codes up to `limit` of a row are multiples of. x: with zeros behind. */
@@ -118,20 +124,20 @@ INLINE float code_values(const attention_spec *spec, const tile_state *s, rows_a
 INLINE void code_queries(const attention_spec *spec, const attention_args *args, const attention_plan *p,
                          const attention_item *item, const tile_state *s)
 {
-    int64_t half = half_of(spec->size);
-    float *pairs = s->stage + s->key_step;
+    int64_t half = half_of(spec->size), width = tile_width(spec);
+    float *pairs = s->keys; /* of no use yet */
+    memset(s->stage, 0, (size_t)width * sizeof(float));
     for (int64_t m = 0, panel; m < s->padded; m += panel) {
         panel = panel_rows(s, m);
-        memset(s->stage, 0, (size_t)s->key_step * sizeof(float));
-        for (int64_t r = 0; r < panel; r++) {
-            float *to = s->query + m * half + r;
-            if (m + r < s->rows)
-                tile_query(spec, args, p, item, s, m + r);
-            float scale = code_scale(s->stage, spec->size, query_codes(spec->size));
-            s->query_scale[m + r] = scale;
-            pair_halves(s->stage, spec->size, inverse_scale(scale), pairs);
-            for (int64_t d = 0; d < half; d++)
-                memcpy(to + d * panel, pairs + d, sizeof(float));
+        for (int64_t r = 0; r < panel; r += 16) {
+            for (int64_t i = 0; i < 16; i++) {
+                if (m + r + i < s->rows)
+                    tile_query(spec, args, p, item, s, m + r + i, s->stage);
+                float scale = code_scale(s->stage, spec->size, query_codes(spec->size));
+                s->query_scale[m + r + i] = scale;
+                pair_halves(s->stage, spec->size, inverse_scale(scale), pairs + i * width);
+            }
+            transpose_lines(pairs, width, half, s->query + m * half + r, panel);
         }
     }
 }

@@ -31,7 +31,7 @@ typedef struct tile_state {
     float *keys, *key_scale;    /* [TILE_KEYS][key_step], [TILE_KEYS] */
     float *values, *value_scale;
     int64_t key_step, value_step;
-    float *stage; /* [2][tile_width] */
+    float *stage; /* [16][tile_width] */
 } tile_state;
 
 /* A row with zeros behind it, for codes of pairs. */
@@ -43,7 +43,7 @@ INLINE int64_t tile_width(const attention_spec *spec)
 INLINE int64_t tile_floats(const attention_spec *spec, int64_t rows)
 {
     int64_t padded = round_up(rows, 16), width = tile_width(spec);
-    return padded * (spec->size + spec->value_size + 6) + TILE_KEYS * (PANEL_ROWS + 2 * width + 2) + 2 * width;
+    return padded * (spec->size + spec->value_size + 6) + TILE_KEYS * (PANEL_ROWS + 2 * width + 2) + 16 * width;
 }
 
 INLINE tile_state tile_memory(const attention_spec *spec, float *at, int64_t rows)
@@ -83,13 +83,79 @@ INLINE void tile_begin(const attention_spec *spec, const tile_state *s)
         s->top[m] = -__builtin_inff();
 }
 
-/* Query row m, normed, rotated and scaled, into the stage. */
-INLINE void tile_query(const attention_spec *spec, const attention_args *args, const attention_plan *p,
-                       const attention_item *item, const tile_state *s, int64_t m)
+/* v[i][j] into v[j][i]. */
+INLINE void transpose16(f32x16 *v)
 {
+#if LANE_BYTES == 64
+    f32x16 columns[4][4]; /* of rows 4 i ..: numbers k, 4 + k, 8 + k, 12 + k */
+    for (int i = 0; i < 4; i++) {
+        const f32x16 *r = v + 4 * i;
+        f32x16 low[2], high[2];
+        for (int h = 0; h < 2; h++) {
+            low[h] = __builtin_shufflevector(r[2 * h], r[2 * h + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12,
+                                             28, 13, 29);
+            high[h] = __builtin_shufflevector(r[2 * h], r[2 * h + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27,
+                                              14, 30, 15, 31);
+        }
+        for (int h = 0; h < 2; h++) {
+            const f32x16 *from = h ? high : low;
+            columns[i][2 * h] = __builtin_shufflevector(from[0], from[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25,
+                                                        12, 13, 28, 29);
+            columns[i][2 * h + 1] = __builtin_shufflevector(from[0], from[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11,
+                                                            26, 27, 14, 15, 30, 31);
+        }
+    }
+    for (int k = 0; k < 4; k++) {
+        f32x16 even[2], odd[2];
+        for (int h = 0; h < 2; h++) {
+            f32x16 a = columns[2 * h][k], b = columns[2 * h + 1][k];
+            even[h] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+            odd[h] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+        }
+        for (int h = 0; h < 2; h++) {
+            const f32x16 *from = h ? odd : even;
+            v[4 * h + k] = __builtin_shufflevector(from[0], from[1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24,
+                                                   25, 26, 27);
+            v[8 + 4 * h + k] = __builtin_shufflevector(from[0], from[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23,
+                                                       28, 29, 30, 31);
+        }
+    }
+#else
+    float lanes[16][16], turned[16][16];
+    memcpy(lanes, v, sizeof lanes);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++)
+            turned[j][i] = lanes[i][j];
+    memcpy(v, turned, sizeof turned);
+#endif
+}
+
+/* `count` lines of 16 floats, `from_step` apart, into 16 lines of `count`, `to_step` apart. */
+INLINE void transpose_lines(const float *from, int64_t from_step, int64_t count, float *to, int64_t to_step)
+{
+    for (int64_t i = 0; i < count; i += 16) {
+        f32x16 v[16];
+        for (int k = 0; k < 16; k++)
+            v[k] = load16(from + k * from_step + i);
+        transpose16(v);
+        for (int k = 0; k < 16; k++)
+            if (i + k < count)
+                store16(to + (i + k) * to_step, v[k]);
+    }
+}
+
+/* Query row m, normed, rotated and scaled, into `to`; and the row some further on towards the caches. */
+INLINE void tile_query(const attention_spec *spec, const attention_args *args, const attention_plan *p,
+                       const attention_item *item, const tile_state *s, int64_t m, float *to)
+{
+    enum { AHEAD = 8 };
     int64_t token = item->begin + m / p->group, head = item->head * p->group + m % p->group;
+    int64_t later = item->begin + min64(m + AHEAD, s->rows - 1) / p->group;
     const float *query = args->query + offset_at(args->query_at, item->row, head, token);
-    turn_row(spec, args, args->query_norm, query, item->row, token, scale_of(spec), s->stage);
+    const float *next = args->query + offset_at(args->query_at, item->row, head, later);
+    for (int i = 0; i < spec->size; i += 16)
+        __builtin_prefetch(next + i);
+    turn_row(spec, args, args->query_norm, query, item->row, token, scale_of(spec), to);
 }
 
 /* What each row sees of the `count` keys of a tile. */
@@ -161,21 +227,35 @@ INLINE void tile_adjust(const attention_spec *spec, const attention_args *args, 
 INLINE void tile_output(const attention_spec *spec, const attention_args *args, const attention_plan *p,
                         const attention_item *item, const tile_state *s, float *partial)
 {
-    int64_t rows = s->rows, size = spec->value_size;
-    partial_sums part = sums_at(partial, rows);
+    int64_t size = spec->value_size, split = item->chunks > 1;
+    partial_sums part = sums_at(partial, s->rows);
+    if (split)
+        for (int64_t m = 0; m < s->rows; m++) {
+            part.top[m] = s->top[m];
+            part.total[m] = s->total[m];
+        }
     for (int64_t m = 0, panel; m < s->padded; m += panel) {
         panel = panel_rows(s, m);
-        for (int64_t r = 0; r < min64(panel, rows - m); r++) {
-            const float *from = s->sums + m * size + r;
-            int split = item->chunks > 1;
-            float *y = split ? part.values + (m + r) * size : output_row(args, p, item, m + r);
-            float factor = split ? 1 : inverse_of(s->total[m + r]);
-            for (int64_t d = 0; d < size; d++)
-                y[d] = from[d * panel] * factor;
-            if (split) {
-                part.top[m + r] = s->top[m + r];
-                part.total[m + r] = s->total[m + r];
+        for (int64_t r = 0; r < panel; r += 16) {
+            float *rows[16], factor[16];
+            for (int64_t i = 0; i < 16; i++) {
+                int64_t row = min64(m + r + i, s->rows - 1);
+                rows[i] = split ? part.values + row * size : output_row(args, p, item, row);
+                factor[i] = split ? 1 : inverse_of(s->total[row]);
             }
+            const float *from = s->sums + m * size + r;
+            int64_t here = min64(16, s->rows - m - r), d = 0;
+            for (; d + 16 <= size; d += 16) {
+                f32x16 v[16];
+                for (int64_t i = 0; i < 16; i++)
+                    v[i] = load16(from + (d + i) * panel);
+                transpose16(v);
+                for (int64_t i = 0; i < here; i++)
+                    store16(rows[i] + d, v[i] * factor[i]);
+            }
+            for (; d < size; d++)
+                for (int64_t i = 0; i < here; i++)
+                    rows[i][d] = from[d * panel + i] * factor[i];
         }
     }
 }

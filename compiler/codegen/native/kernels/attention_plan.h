@@ -7,7 +7,7 @@
 enum {
     FEW_ROWS = 8,     /* up to this many query rows of a kv head are multiplied row by row */
     FEW_KEYS = 256,   /* keys of an item then */
-    TILE_ROWS = 96,   /* query rows of an item otherwise, if a token has no more */
+    TILE_ROWS = 192,   /* query rows of an item otherwise, if a token has no more */
     TILE_KEYS = 64,   /* keys that are worked on at once */
     SPLIT_KEYS = 1024 /* keys of an item whose queries are one block */
 };

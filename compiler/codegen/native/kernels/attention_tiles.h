@@ -93,16 +93,16 @@ INLINE void panel_tile(const attention_spec *spec, const attention_args *args, c
 INLINE void tile_queries(const attention_spec *spec, const attention_args *args, const attention_plan *p,
                          const attention_item *item, const tile_state *s)
 {
+    int64_t width = tile_width(spec);
     for (int64_t m = 0, panel; m < s->padded; m += panel) {
         panel = panel_rows(s, m);
-        for (int64_t r = 0; r < panel; r++) {
-            float *to = s->query + m * spec->size + r;
-            if (m + r < s->rows)
-                tile_query(spec, args, p, item, s, m + r);
-            else
-                memset(s->stage, 0, (size_t)spec->size * sizeof(float));
-            for (int64_t d = 0; d < spec->size; d++)
-                to[d * panel] = s->stage[d];
+        for (int64_t r = 0; r < panel; r += 16) {
+            for (int64_t i = 0; i < 16; i++)
+                if (m + r + i < s->rows)
+                    tile_query(spec, args, p, item, s, m + r + i, s->stage + i * width);
+                else
+                    memset(s->stage + i * width, 0, (size_t)spec->size * sizeof(float));
+            transpose_lines(s->stage, width, spec->size, s->query + m * spec->size + r, panel);
         }
     }
 }
