@@ -37,11 +37,16 @@ Folder: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="Executab
 Target: TypeAlias = Annotated[
     str,
     _option(
-        "--target", "--device", "--provider", panel=MODEL, metavar="cpu|cuda[:sm_90]", help="Where it runs."
+        "--target",
+        "--device",
+        "--provider",
+        panel=MODEL,
+        metavar="cpu[:ISA]|cuda[:sm_90]",
+        help="Where it runs; ISA for native code: x86-64-v3, armv8.2-a, ...",
     ),
 ]
 Backend: TypeAlias = Annotated[
-    str, _option("--backend", panel=MODEL, metavar="auto|ort", help="Code generator.")
+    str, _option("--backend", panel=MODEL, metavar="auto|ort|native", help="Code generator.")
 ]
 Precision: TypeAlias = Annotated[
     str,

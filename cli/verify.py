@@ -81,6 +81,8 @@ def show(result: Check) -> None:
     verdict = "equals" if result.ok else "DIFFERS from"
     bound = f"scaled error {found.error:.2e}, tolerance {found.tolerance:.0e}"
     console.print(f"{found.variant} {verdict} {found.reference}: {bound}", style="bold", soft_wrap=True)
+    if found.note:
+        console.print(f"layers not compared: {found.note}", soft_wrap=True)
     if found.first_excess is not None:
         console.print(f"first layer that is off: {found.first_excess.layer}", soft_wrap=True)
     if result.culprit is not None:

@@ -103,9 +103,10 @@ class Workbench:
     def _build(self, program: Program, name: str, role: str, backend: Backend, target: Target) -> Built:
         self.built += 1
         build = backend.build(program, target, self.draft.variant(name), self.draft.weights)
+        isa = build.settings.get("isa")
         variant = Variant(
             role="source" if role == "source" else "optimized",
-            target=str(target),
+            target=str(target) if isa is None else f"{target.device}:{isa}",
             backend=backend.name,
             entries={entry: f"variants/{name}/{file}" for entry, file in build.entries.items()},
             settings=build.settings,

@@ -56,7 +56,7 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Every check, in order; loads no framework, and tries each provider in a process of its own."""
-    return [*_python(), *_core(), *_builds(), *_driver(), *_providers(), *_optional()]
+    return [*_python(), *_core(), *_builds(), *_driver(), *_providers(), *_native(), *_optional()]
 
 
 def _python() -> Iterator[Finding]:
@@ -145,6 +145,22 @@ def _fix(provider: str, fact: str) -> str:
     if provider == "CPUExecutionProvider":
         return "pip install --force-reinstall onnxruntime"
     return "miaotui does not use this provider"
+
+
+def _native() -> Iterator[Finding]:
+    """The C compiler, and what native code for this machine uses."""
+    from ..compiler.codegen.native.targets import isa_of
+    from ..compiler.codegen.native.toolchain import find_toolchain
+    from ..compiler.errors import CompileError
+    from ..compiler.options import Target
+
+    try:
+        isa = isa_of(Target("cpu"))
+        yield Finding("native code", "ok", f"{isa.name}: {', '.join(isa.needs) or 'nothing special'}")
+        yield Finding("c compiler", "ok", find_toolchain(isa).version())
+    except CompileError as error:
+        [problem] = error.problems
+        yield Finding("c compiler", "warn", f"{problem.fact}: no native code", problem.fix)
 
 
 def _optional() -> Iterator[Finding]:

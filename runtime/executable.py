@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
@@ -28,7 +29,7 @@ from .compare import Limit
 from .generate import Conversation, Generation, GenerationOptions, Generator, Stream
 from .generate.bench import GenerationBench, bench_generation, workloads
 from .samples import sample_inputs
-from .session import open_runner
+from .session import model_of, open_runner
 from .text import Answer, Classification, Text, TextEncoder, answer, classify, embed
 from .validate import checked
 from .verify import GoldenReference, Verification, layer_values, verification
@@ -360,7 +361,10 @@ class Executable:
         else:
             outputs = self.run(arrays, name)
         limit = self.limit(tolerance)
-        return verification(source, name, arrays, outputs, limit=limit, layers=table)
+        found = verification(source, name, arrays, outputs, limit=limit, layers=table)
+        if layers and reference is not None and not model_of(self._artifact, name).computed():
+            return replace(found, note=f"{name} keeps no inner values to compare layers by")
+        return found
 
     @property
     def tolerance(self) -> float:

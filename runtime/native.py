@@ -63,7 +63,7 @@ class NativeModel:
 class _Opened:
     """A ``miaotui_model`` that is freed when the last run has let go of it."""
 
-    __slots__ = ("library", "pointer")
+    __slots__ = ("library", "pointer", "run")
 
     def __init__(self, model: NativeModel, threads: int) -> None:
         held = model.held_library
@@ -72,6 +72,7 @@ class _Opened:
         path = str(model.weights)
         if model.held_weights is not None:
             path = f"/proc/self/fd/{model.held_weights.fileno()}"
+        self.run = self.library.functions.miaotui_run
         self.pointer = self.library.functions.miaotui_open(path.encode(), threads)
         if self.pointer is None:
             fact = self.library.error().removeprefix(f"{path}: ")
@@ -108,25 +109,24 @@ class NativeRunner:
         self.threads = cores() if threads is None else threads
         self._state, self._dims, self._place = model.state, model.dims, model.place
         start = time.perf_counter()
-        self._opened: _Opened | None = _Opened(model, self.threads)
-        self._library = self._opened.library
+        opened = _Opened(model, self.threads)
+        self._opened: _Opened | None = opened
         self.load_seconds = time.perf_counter() - start
-        self._run = self._library.functions.miaotui_run
-        self._entry: int = self._library.functions.miaotui_entry(model.entry.encode())
+        self._entry: int = opened.library.functions.miaotui_entry(model.entry.encode())
         self._names = [spec.name for spec in self.inputs]
         kept = set(self._state.values())
         self._plain = [spec for spec in self.outputs if spec.name not in kept]
         self._symbols = list(
             dict.fromkeys(d for spec in self.inputs for d in spec.shape or () if isinstance(d, str))
         )
-        self._agree()
+        self._agree(opened.library)
         self._accepted: Form | None = None
 
-    def _agree(self) -> None:
+    def _agree(self, library: Library) -> None:
         """The library's own account of the entry is the signature's."""
-        own = [tensor.name.decode() for tensor in self._library.tensors(self._entry)]
+        own = [tensor.name.decode() for tensor in library.tensors(self._entry)]
         expected = [*self._names, *(spec.name for spec in self._plain)]
-        sizes = self._library.sizes(self._entry)
+        sizes = library.sizes(self._entry)
         if own != expected or len(sizes) != len(self._symbols):
             fact = f"the library takes {', '.join(own) or 'nothing'} and {', '.join(sizes)}"
             raise InternalError(
@@ -151,15 +151,16 @@ class NativeRunner:
 
     def run_arrays(self, arrays: Arrays) -> Arrays:
         """``run`` without the checks, for inputs that ``check`` returned. State is copied."""
+        opened = self._open()
         given = {name: np.require(arrays[name], requirements=("C", "A")) for name in self._names}
         outputs = {}
         for name, output in self._state.items():
             given[name] = outputs[output] = given[name].copy()
         sizes = self._sizes(given)
         for place, spec in enumerate(self._plain, len(self._names)):
-            shape = self._library.shape(self._entry, place, len(spec.shape or ()), sizes)
+            shape = opened.library.shape(self._entry, place, len(spec.shape or ()), sizes)
             if shape is None:
-                raise self._error(_BAD_ARGUMENT)
+                raise self._error(opened, _BAD_ARGUMENT)
             outputs[spec.name] = np.empty(shape, spec.dtype.numpy())
         self.run_bound(self._bound(sizes, given, outputs))
         return {spec.name: outputs[spec.name] for spec in self.outputs}
@@ -192,15 +193,20 @@ class NativeRunner:
 
     def run_bound(self, binding: Binding) -> None:
         """Run over the memory of ``binding``. Raises: InputError for ids or lengths that don't fit."""
+        opened = self._open()
+        error = opened.run(opened.pointer, self._entry, binding.sizes, binding.tensors)
+        if error:
+            raise self._error(opened, error)
+
+    def _open(self) -> _Opened:
+        """Held by whoever uses it, so that a close from another thread waits for them."""
         opened = self._opened
         if opened is None:
             raise CompileError(self._place, "was closed", "open it again")
-        error = self._run(opened.pointer, self._entry, binding.sizes, binding.tensors)
-        if error:
-            raise self._error(error)
+        return opened
 
-    def _error(self, code: int) -> CompileError:
-        fact = self._library.error()
+    def _error(self, opened: _Opened, code: int) -> CompileError:
+        fact = opened.library.error()
         if code == _NO_MEMORY:
             return CompileError(self._place, f"out of memory: {fact}", "give smaller inputs")
         return InputError(self._place, fact)

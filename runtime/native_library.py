@@ -48,13 +48,15 @@ class Library:
 
     def __init__(self, file: int, place: str) -> None:
         self._file, self._users = file, 0
+        _check(file, place)
         path = Path(f"/proc/self/fd/{file}")
         try:
             self._library = ctypes.CDLL(str(path) if path.exists() else place)
             self.functions = self._library
             self._declare()
         except (OSError, AttributeError) as error:
-            raise _refusal(file, place, error) from error
+            fact = f"can't be loaded: {error}"
+            raise ArtifactError(place, fact, "compile the model again") from error
 
     @classmethod
     def of(cls, path: Path, held: int | None = None) -> Library:
@@ -134,12 +136,26 @@ def _until_none(function: Any, entry: int) -> list[Any]:
     return found
 
 
-def _refusal(file: int, place: str, error: Exception) -> ToolError | ArtifactError:
-    """Why it can't be loaded: another machine's, or no library of ours."""
-    header = os.pread(file, 20, 0)
-    machine = struct.unpack_from("<H", header, 18)[0] if header[:4] == b"\x7fELF" and len(header) == 20 else 0
+def _check(file: int, place: str) -> None:
+    """Refuse what the loader would map beyond the file's end, or load for another machine.
+
+    Raises: ToolError if it is another machine's, ArtifactError if it is cut or no library.
+    """
+    size = os.fstat(file).st_size
+    header = os.pread(file, 64, 0)
+    if header[:6] != b"\x7fELF\x02\x01" or len(header) < 64:
+        raise ArtifactError(place, "can't be loaded: is no 64-bit ELF library", "compile the model again")
+    (machine,) = struct.unpack_from("<H", header, 18)
     name = _MACHINES.get(machine, f"machine {machine}")
-    if machine and name != platform.machine():
+    if name != platform.machine():
         fact = f"was built for {name}, this machine is {platform.machine()}"
-        return ToolError(place, fact, "compile the model for it, without --target cpu:...")
-    return ArtifactError(place, f"can't be loaded: {error}", "compile the model again")
+        raise ToolError(place, fact, "compile the model for it, without --target cpu:...")
+    (segments,) = struct.unpack_from("<Q", header, 32)
+    width, count = struct.unpack_from("<HH", header, 54)
+    table = os.pread(file, width * count, segments)
+    ends = [segments + width * count]
+    for at in range(0, len(table) - 55, max(width, 56)):
+        offset, length = struct.unpack_from("<Q16xQ", table, at + 8)
+        ends.append(offset + length)
+    if max(ends) > size:
+        raise ArtifactError(place, "can't be loaded: it is cut short", "compile the model again")

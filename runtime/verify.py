@@ -17,13 +17,17 @@ from .session import model_of
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Outputs, and layers where the reference has them, of ``variant`` against ``reference``."""
+    """Outputs, and layers where the reference has them, of ``variant`` against ``reference``.
+
+    ``note``: why no layers were compared though they were asked for.
+    """
 
     reference: str
     variant: str
     tolerance: float
     outputs: tuple[Difference, ...]
     layers: tuple[LayerDifference, ...] = ()
+    note: str = ""
 
     @property
     def ok(self) -> bool:
