@@ -75,13 +75,13 @@ INLINE int64_t float_tile_bytes(int format, int columns)
     return column_bytes(format) * (format == WEIGHT_BF16 ? (columns + 1) / 2 * 2 : columns);
 }
 
-/* 16 weights of column `k`; of bf16, where `k` is even, those of column k + odd. */
-INLINE f32x16 weights16(int format, const unsigned char *w, int64_t k, int odd)
+/* 16 weights of the column even + odd. */
+INLINE f32x16 weights16(int format, const unsigned char *w, int64_t even, int odd)
 {
     if (format == WEIGHT_F32)
-        return *(const f32x16 *)(w + 64 * k);
+        return *(const f32x16 *)(w + 64 * (even + odd));
     if (format == WEIGHT_BF16) {
-        u32x16 pair = *(const u32x16 *)(w + 32 * k);
+        u32x16 pair = *(const u32x16 *)(w + 32 * even);
         return (f32x16)(odd ? pair & 0xffff0000 : pair << 16);
     }
     union {
@@ -89,23 +89,48 @@ INLINE f32x16 weights16(int format, const unsigned char *w, int64_t k, int odd)
         f32x16 whole;
     } v;
     for (int i = 0; i < PIECES; i++)
-        v.pieces[i] = from_halves((const uint16_t *)(w + 32 * k) + i * LANES);
+        v.pieces[i] = from_halves((const uint16_t *)(w + 32 * (even + odd)) + i * LANES);
     return v.whole;
 }
+
+/* What is fetched while a block is multiplied: `lines` cache lines from `at` on for every STRIDE columns. It is a
+ * part of the tiles that come next, which thus are in the second-level cache before they are read. */
+typedef struct fetch {
+    const unsigned char *at;
+    int lines;
+} fetch;
+
+enum { STRIDE = 4 };
 
 /* sums[tile][row][16] (tiles `sums_step` floats apart) = or, if not `first`, += w x^T over `columns`.
  * x: rows of CHUNK_STRIDE floats. w: tiles `step` bytes apart. */
 typedef void (*float_block)(const unsigned char *w, int64_t step, int columns, const float *x, float *sums,
-                            int64_t sums_step, int first);
+                            int64_t sums_step, int first, fetch next);
 
 INLINE void multiply_block(const int format, const int rows, const int tiles, const unsigned char *w,
-                           int64_t step, int columns, const float *x, float *sums, int64_t sums_step, int first)
+                           int64_t step, int columns, const float *x, float *sums, int64_t sums_step, int first,
+                           fetch next)
 {
-    const int pair = format == WEIGHT_BF16 ? 2 : 1;
     f32x16 a[BLOCK_ROWS], b[BLOCK_ROWS], c[BLOCK_ROWS], d[BLOCK_ROWS]; /* the sums of each tile */
+    int k = 0;
 #define EACH_ROW _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)
 #define SUMS_AT(t) (sums + (t) * sums_step + r * TILE)
 #define START(t) (first ? (f32x16){0} : load16(SUMS_AT(t)))
+#define ADD_COLUMN(even, odd)                                                                                \
+    do {                                                                                                     \
+        const f32x16 v = weights16(format, w, even, odd);                                                    \
+        const f32x16 u = tiles > 1 ? weights16(format, w + step, even, odd) : v;                             \
+        const f32x16 p = tiles > 2 ? weights16(format, w + 2 * step, even, odd) : v;                         \
+        const f32x16 q = tiles > 2 ? weights16(format, w + 3 * step, even, odd) : v;                         \
+        EACH_ROW                                                                                             \
+        {                                                                                                    \
+            const float s = x[r * CHUNK_STRIDE + (even) + (odd)];                                            \
+            a[r] += v * s;                                                                                   \
+            b[r] += u * s;                                                                                   \
+            c[r] += p * s;                                                                                   \
+            d[r] += q * s;                                                                                   \
+        }                                                                                                    \
+    } while (0)
     EACH_ROW
     {
         a[r] = START(0);
@@ -113,25 +138,13 @@ INLINE void multiply_block(const int format, const int rows, const int tiles, co
         c[r] = tiles > 2 ? START(2) : a[r];
         d[r] = tiles > 2 ? START(3) : a[r];
     }
-    for (int k = 0; k < columns; k += pair) {
-        _Pragma("GCC unroll 2") for (int odd = 0; odd < pair; odd++)
-        {
-            if (odd && k + 1 == columns)
-                break;
-            const f32x16 v = weights16(format, w, k, odd);
-            const f32x16 u = tiles > 1 ? weights16(format, w + step, k, odd) : v;
-            const f32x16 p = tiles > 2 ? weights16(format, w + 2 * step, k, odd) : v;
-            const f32x16 q = tiles > 2 ? weights16(format, w + 3 * step, k, odd) : v;
-            EACH_ROW
-            {
-                const float s = x[r * CHUNK_STRIDE + k + odd];
-                a[r] += v * s;
-                b[r] += u * s;
-                c[r] += p * s;
-                d[r] += q * s;
-            }
-        }
+    for (; k + STRIDE <= columns; k += STRIDE) {
+        for (int i = 0; i < next.lines; i++, next.at += 64)
+            __builtin_prefetch(next.at);
+        _Pragma("GCC unroll 4") for (int i = 0; i < STRIDE; i++) ADD_COLUMN(k + i / 2 * 2, i % 2);
     }
+    for (; k < columns; k++)
+        ADD_COLUMN(k / 2 * 2, k % 2);
     EACH_ROW
     {
         store16(SUMS_AT(0), a[r]);
@@ -145,15 +158,16 @@ INLINE void multiply_block(const int format, const int rows, const int tiles, co
 #undef EACH_ROW
 #undef SUMS_AT
 #undef START
+#undef ADD_COLUMN
 }
 
 /* One function for each format and block, shared by all layers: `multiply_F32_14x2`. */
 #define FLOAT_BLOCK(format, rows, tiles)                                                                     \
     static __attribute__((noinline)) void multiply_##format##_##rows##x##tiles(                              \
         const unsigned char *w, int64_t step, int columns, const float *x, float *sums, int64_t sums_step,   \
-        int first)                                                                                           \
+        int first, fetch next)                                                                               \
     {                                                                                                        \
-        multiply_block(WEIGHT_##format, rows, tiles, w, step, columns, x, sums, sums_step, first);           \
+        multiply_block(WEIGHT_##format, rows, tiles, w, step, columns, x, sums, sums_step, first, next);     \
     }
 #define FLOAT_ENTRY(format, rows, tiles) [tiles][rows] = multiply_##format##_##rows##x##tiles,
 
@@ -190,6 +204,16 @@ INLINE int tiles_at_once(int format, int64_t rows, int64_t left)
     return (int)min64(left, BLOCK_TILES);
 }
 
+/* What block `b` of `blocks` fetches: its part of `width` tiles from `w` on, `bytes` apart, `lines` of each. A single
+ * block reads as fast as memory gives: fetching further ahead only disturbs it. */
+INLINE fetch fetch_of(const unsigned char *w, int64_t bytes, int64_t lines, int width, int columns, int64_t b,
+                      int64_t blocks)
+{
+    const int64_t strides = max64(1, columns / STRIDE), own = (width * lines + blocks - 1) / blocks;
+    const int64_t each = (own + strides - 1) / strides, from = b * each * strides;
+    return blocks > 1 && from < width * lines ? (fetch){w + from / lines * bytes + from % lines * 64, (int)each} : (fetch){w, 0};
+}
+
 /* Sums of `rows` (at most FLOAT_ROWS) and `tiles` of the weight, as blocks leave them: [tile][row][16]. x: prepared
  * rows of `count`, or, of a single row, itself. */
 INLINE void float_sums(int format, int columns, const unsigned char *weight, const float *x, int64_t count,
@@ -207,7 +231,8 @@ INLINE void float_sums(int format, int columns, const unsigned char *weight, con
                 const int64_t begin = many * b / blocks, end = many * (b + 1) / blocks;
                 const float *from = count ? x + (i * count + rows.begin + begin) * CHUNK_STRIDE : x + first;
                 block_of(format, width, (int)(end - begin))(
-                    w, bytes, wide, from, sums + (t - tiles.begin) * step + begin * TILE, step, !i);
+                    w, bytes, wide, from, sums + (t - tiles.begin) * step + begin * TILE, step, !i,
+                    fetch_of(w + width * bytes, bytes, wide * column_bytes(format) / 64, width, wide, b, blocks));
             }
         }
         t += width;
@@ -218,10 +243,8 @@ INLINE void unpack_row_dense(const linear_part *part, int columns, const unsigne
                              float *y)
 {
     const unsigned char *tile = weight + row / TILE * float_tile_bytes(part->format, columns);
-    for (int k = 0; k < columns; k++) {
-        int odd = part->format == WEIGHT_BF16 && k % 2;
-        y[k] = weights16(part->format, tile, k - odd, odd)[row % TILE];
-    }
+    for (int k = 0; k < columns; k++)
+        y[k] = weights16(part->format, tile, k / 2 * 2, k % 2)[row % TILE];
 }
 
 #undef FLOAT_BLOCK
