@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,13 +13,12 @@ from ...program import Program
 from ...weights import WeightStore
 from ..base import Build
 from .constants import Constants
-from .emit.base import CTYPES
-from .emit.table import operator_of
 from .entry import EntryWriter, Finished
 from .functions import Functions
 from .library import CODE, LIBRARY, WEIGHTS, build_library
 from .program import program_text
 from .sizes import Sizes
+from .support import reason_against
 from .tables import FINGERPRINT
 from .targets import isa_of
 from .toolchain import find_toolchain
@@ -30,25 +30,16 @@ class NativeBackend:
 
     name = "native"
 
+    def __init__(self, flags: Sequence[str] = ()) -> None:
+        self._flags = tuple(flags)
+        """Further ones for the C compiler: tests compile with fewer optimizations and more checks."""
+
     def supports(self, node: ir.Node, target: Target) -> str | None:
         """None if C can be emitted for ``node``, else the reason it can't."""
         if target.device != "cpu":
             return "native code is for CPUs"
-        if node.op_type == "Constant" and node.domain == "":
-            return None
-        constants = Constants()
-        if node.outputs and all(constants.holds(v) for v in node.outputs):
-            return None  # computed when compiled
-        operator = operator_of(node)
-        if operator is None:
-            return "no kernel is written for it"
-        sizes = Sizes.of(node.graph) if isinstance(node.graph, ir.Graph) else None
-        for value in (*node.inputs, *node.outputs):
-            if value is not None and (value.uses() or value.is_graph_output()):
-                reason = _unfit(value, constants, sizes)
-                if reason is not None:
-                    return reason
-        return operator.reason(node)
+        sizes = Sizes.of(node.graph) if isinstance(node.graph, ir.Graph) else Sizes((), ())
+        return reason_against(node, Constants(), sizes)
 
     def build(self, program: Program, target: Target, folder: Path, weights: WeightStore) -> Build:
         """Write the program's files into ``folder``; the shared ``weights`` stay as they are.
@@ -59,7 +50,7 @@ class NativeBackend:
         isa = isa_of(target)
         toolchain = find_toolchain(isa)
         file, functions = WeightFile(), Functions()
-        entries = emitted(program, target, self, file, functions)
+        entries = emitted(program, file, functions)
         for name in _reading_order(program):
             for region in entries[name].regions():
                 file.place(region)
@@ -68,12 +59,12 @@ class NativeBackend:
         fingerprint = file.write(folder / WEIGHTS, text)
         text = text.replace(f"{{{FINGERPRINT}}}", _bytes(fingerprint))
         (folder / CODE).write_text(text, encoding="utf-8")
-        return Build(dict.fromkeys(program.entries, LIBRARY), build_library(folder, isa, toolchain))
+        return Build(
+            dict.fromkeys(program.entries, LIBRARY), build_library(folder, isa, toolchain, self._flags)
+        )
 
 
-def emitted(
-    program: Program, target: Target, backend: NativeBackend, weights: WeightFile, functions: Functions
-) -> dict[str, Finished]:
+def emitted(program: Program, weights: WeightFile, functions: Functions) -> dict[str, Finished]:
     """Every entry emitted. Raises: UnsupportedError with all nodes that can't be."""
     entries: dict[str, Finished] = {}
     problems: list[Problem] = []
@@ -82,28 +73,13 @@ def emitted(
         try:
             entry = EntryWriter(model.graph, weights, functions, decoding)
             for node in model.graph:
-                entry.emit(node, lambda node: backend.supports(node, target))
+                entry.emit(node)
             entries[name] = entry.finish()
         except UnsupportedError as error:
             problems.extend(error.problems)
     if problems:
         raise UnsupportedError.of(list(dict.fromkeys(problems)))
     return entries
-
-
-def _unfit(value: ir.Value, constants: Constants, sizes: Sizes | None) -> str | None:
-    if constants.holds(value):
-        return None
-    if value.dtype not in CTYPES:
-        return f"{value.name!r} has dtype {value.dtype}"
-    shape = None if sizes is None else sizes.shape(value)
-    if shape is None:
-        return f"the rank of {value.name!r} is not known"
-    return (
-        None
-        if None not in shape
-        else f"the shape {value.shape} of {value.name!r} is not known from the inputs'"
-    )
 
 
 def _reading_order(program: Program) -> list[str]:

@@ -80,7 +80,7 @@ def name_of(value: ir.Value) -> str:
         value = node.inputs[0]
         node = value.producer()
     name = str(value.name or "constant")
-    return name.removesuffix(".data")
+    return name.removesuffix(".data").removesuffix(".rows")
 
 
 def array_of(value: ir.Value) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from .memory import Lifetime, Slot, live_steps, plan
 from .pack import PackedWeight
 from .sizes import Sizes, c_name
 from .source import source_of
+from .support import reason_against
 from .views import contiguous
 from .weights_file import WeightFile
 
@@ -68,8 +69,23 @@ class EntryWriter:
     Buffers and weights are named by marks (``@3@``, ``$7$``) until it is known where they lie.
     """
 
-    __slots__ = ("_buffers", "_functions", "_homes", "_missing", "_pending", "_state", "_views", "_weights",
-                 "constants", "graph", "inputs", "outputs", "sizes_of_entry", "steps")  # fmt: skip
+    __slots__ = (
+        "_buffers",
+        "_functions",
+        "_homes",
+        "_missing",
+        "_pending",
+        "_places",
+        "_state",
+        "_views",
+        "_weights",
+        "constants",
+        "graph",
+        "inputs",
+        "outputs",
+        "sizes_of_entry",
+        "steps",
+    )  # fmt: skip
 
     def __init__(
         self, graph: ir.Graph, weights: WeightFile, functions: Functions, decoding: Decoding | None
@@ -82,6 +98,7 @@ class EntryWriter:
         self._buffers: list[Buffer] = []
         self._views: dict[ir.Value, View] = {}
         self._pending = _Pending()
+        self._places: dict[ir.Value, View] = {}
         self._missing: dict[ir.Value, tuple[Problem, ...]] = {}
         state = {} if decoding is None else {t.output: t.input for t in decoding.state}
         self._state = state
@@ -93,11 +110,13 @@ class EntryWriter:
             name = c_name(str(value.name), taken, "_tensor")
             taken.append(name)
             self._views[value] = self._tensor(value, index, "" if value.name in held else name)
-        self._homes: dict[ir.Value, View] = {}
         for index, value in enumerate(self.outputs):
             name = c_name(str(value.name), taken, "_tensor")
             taken.append(name)
-            self._home(value, self._tensor(value, len(self.inputs) + index, name))
+            self._places[value] = self._tensor(value, len(self.inputs) + index, name)
+        self._homes = {v: p for v, p in self._places.items() if v not in self._views}
+        for value in self.outputs:
+            self._settle(value)
 
     def _tensor(self, value: ir.Value, index: int, name: str) -> View:
         """The memory of an input or output; ``name``: of its C variable, none for a state tensor."""
@@ -106,16 +125,17 @@ class EntryWriter:
         where = name or f"(({ctype} *)run->tensors[{index}])"
         return contiguous(self._mark(Buffer(ctype, times(*shape), where)), ctype, shape)
 
-    def _home(self, output: ir.Value, view: View) -> None:
+    def _settle(self, output: ir.Value) -> None:
         """Let the value that an output is a reshaping of be computed in the output's memory."""
-        value = output
-        while value not in self._homes and value not in self._views:
-            self._homes[value] = contiguous(view.pointer, view.ctype, self.sizes(value))
-            node = value.producer()
-            source = node.inputs[0] if node is not None and node.inputs else None
-            if node is None or node.op_type not in _THROUGH or source is None or self.constants.holds(source):
+        place, node = self._places[output], output.producer()
+        while node is not None and node.op_type in _THROUGH and node.inputs[0] is not None:
+            value = node.inputs[0]
+            shape = self.sizes_of_entry.shape(value)
+            settled = value in self._homes or value in self._views or self.constants.holds(value)
+            if settled or shape is None or None in shape:
                 return
-            value = source
+            self._homes[value] = contiguous(place.pointer, place.ctype, self.sizes(value))
+            node = value.producer()
 
     # ---- what emitters ask for
 
@@ -248,18 +268,18 @@ class EntryWriter:
 
     def pointer_of(self, value: ir.Value) -> tuple[str, str] | None:
         """dtype and name of the variable that holds an input's or output's address; None for state."""
-        view = self._homes.get(value) or self._views[value]
+        view = self._places.get(value) or self._views[value]
         where = self._buffers[_mark_of(view.pointer)].place
         return None if where.startswith("(") else (view.ctype, where)
 
-    def emit(self, node: ir.Node, supports: Callable[[ir.Node], str | None]) -> None:
+    def emit(self, node: ir.Node) -> None:
         """Emit ``node``. What can't be emitted is an error only if an output needs it: shapes are known."""
         if all(self.constants.holds(v) for v in node.outputs):
             return
         self._pending = _Pending()
         before = len(self.steps)
         try:
-            operator, reason = operator_of(node), supports(node)
+            operator, reason = operator_of(node), reason_against(node, self.constants, self.sizes_of_entry)
             if operator is None or reason is not None:
                 raise UnsupportedError(place(node), reason or "no kernel is written for it")
             operator.emit(node, self)
@@ -277,7 +297,7 @@ class EntryWriter:
         if missing:
             raise UnsupportedError.of(list(dict.fromkeys(missing)))
         for value in self.outputs:
-            home, view = self._homes[value], self.view(value)
+            home, view = self._places[value], self.view(value)
             if view != home:
                 self._pending = _Pending(made={_mark_of(home.pointer)})
                 self._add(f"output {value.name}", copied(view, home))

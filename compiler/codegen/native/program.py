@@ -45,6 +45,7 @@ def wrapped(line: str, width: int = 110) -> list[str]:
     """A line of C broken behind commas, where it is too long: before a field of a struct if there is one."""
     rows = []
     indent = line[: len(line) - len(line.lstrip())]
+    behind = indent if line.startswith((".", "{"), len(indent)) else f"{indent}    "
     if not line.lstrip().startswith(("/*", "*", "#")):
         while len(line) > width:
             place = max(line.rfind(", .", len(indent) + 8, width), -1)
@@ -53,7 +54,7 @@ def wrapped(line: str, width: int = 110) -> list[str]:
             if place < 0:
                 break
             rows.append(line[: place + 1])
-            line = f"{indent}    {line[place + 2 :]}"
+            line = f"{behind}{line[place + 2 :]}"
     return [*rows, line]
 
 

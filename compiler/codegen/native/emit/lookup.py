@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .base import Entry, Operator, times
+from .base import Entry, Operator, bare, times
 from .gathers import gather
 from .views import required
 
@@ -38,7 +38,7 @@ static void NAME(worker *w, call *run, int64_t count, const int64_t *ids, const 
 """,
     )
     count = times(*indices.shape)
-    entry.step(node, f"{function}(w, run, {count}, {indices.pointer}, {where}, {y.pointer});")
+    entry.step(node, f"{function}(w, run, {bare(count)}, {indices.pointer}, {where}, {y.pointer});")
 
 
 OPERATORS = {"Gather": Operator(_gather)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -148,12 +149,15 @@ def over_rows(sizes: Sequence[Size], lines: Sequence[str], grain: Size) -> str:
     if len(sizes) == 1:
         return "\n".join(["{", *_in([share, *_for("i", "part.begin", "part.end", lines)]), "}"])
     indices = []
-    for axis in range(len(sizes)):
+    used = {
+        axis for axis in range(len(sizes)) if any(re.search(rf"\b{_AXES[axis]}\b", line) for line in lines)
+    }
+    for axis in sorted(used):
         behind = times(*sizes[axis + 1 :])
         index = "row" if behind == 1 else f"row / {behind}"
         indices.append(f"{_AXES[axis]} = {index}" + (f" % {sizes[axis]}" if axis else ""))
-    decoded = f"int64_t {', '.join(indices)};"
-    return "\n".join(["{", *_in([share, *_for("row", "part.begin", "part.end", [decoded, *lines])]), "}"])
+    decoded = [f"int64_t {', '.join(indices)};"] if indices else []
+    return "\n".join(["{", *_in([share, *_for("row", "part.begin", "part.end", [*decoded, *lines])]), "}"])
 
 
 def names_of(count: int) -> str:
