@@ -2,6 +2,29 @@
 #include <stdlib.h>
 
 #define UNROLL
+#define INLINE static inline
+#define MIAOTUI_LINEAR_FLOAT_TILES_H /* not here: it takes long to compile */
+#include "linear_spec.h"
+
+INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
+                        range rows, range tiles)
+{
+    (void)spec, (void)args, (void)p, (void)prepared, (void)rows, (void)tiles;
+}
+
+INLINE void prepare_float_row(const float *x, int64_t columns, int64_t row, int64_t count, unsigned char *prepared)
+{
+    (void)x, (void)columns, (void)row, (void)count, (void)prepared;
+}
+
+INLINE void unpack_row_float(const linear_part *part, int columns, const unsigned char *w, int64_t row, float *y)
+{
+    (void)part, (void)columns, (void)w, (void)row, (void)y;
+}
+
+INLINE int64_t float_row_bytes(int columns) { return columns; }
+INLINE int64_t float_block_rows(int64_t count) { return count; }
+
 #include "linear.h"
 
 typedef struct job {

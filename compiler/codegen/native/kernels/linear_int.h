@@ -21,7 +21,7 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-enum { SUPERBLOCK = 256, HALF = 16, PREFETCH_AHEAD = 4096, LINE = 64 };
+enum { MOST_SUMS = 2 * PIECES * REGISTER_ROWS, SUPERBLOCK = 256, HALF = 16, PREFETCH_AHEAD = 4096, LINE = 64 };
 
 INLINE int bits_of_format(int format) { return format & 15; }
 INLINE int bias_of_format(int format) { return (format >> 4 & 1) << (bits_of_format(format) - 1); }
@@ -155,7 +155,7 @@ INLINE void dot_tiles(const linear_part *part, const int columns, const unsigned
     const int64_t outer = head_bytes(format) ? SUPERBLOCK / CODES : per, bytes = tile_bytes(part, columns);
     const int block_bytes = bits * (CODES * TILE / 8);
     const unsigned char *first = w, *head = w;
-    affine a[4];
+    affine a[2 * PIECES];
     UNROLL for (int i = 0; i < slices * rows; i++)
         sums[i] = (vf32){0};
     for (int64_t b = 0; b < blocks; b += outer) {
@@ -172,11 +172,11 @@ INLINE void dot_tiles(const linear_part *part, const int columns, const unsigned
                 const float *numbers = (const float *)(x + stride * CODES) + at;
                 const int32_t *less = (const int32_t *)(numbers + 2 * stride);
                 const unsigned char *block = w + 2 * halves * record_bytes(format);
-                vi32 dots[32];
+                vi32 dots[MOST_SUMS];
                 UNROLL for (int line = 0; line < block_bytes + record_bytes(format); line += LINE)
                     __builtin_prefetch(w + PREFETCH_AHEAD + line);
                 UNROLL for (int half = 0; half < 2; half++) {
-                    vu8 codes[16];
+                    vu8 codes[8 * PIECES];
                     UNROLL for (int s = 0; s < slices; s++) {
                         if (halves)
                             a[s] = load_affine(format, w + half * record_bytes(format) + s / PIECES * bytes,
@@ -237,7 +237,7 @@ INLINE void int_block(const linear_spec *spec, const linear_args *args, int p, i
     const linear_part *part = &spec->part[p];
     const int64_t bytes = tile_bytes(part, spec->columns);
     const unsigned char *w = args->weight[p] + tile * bytes * (spec->gated ? 2 : 1);
-    vf32 sums[64];
+    vf32 sums[MOST_SUMS];
     if (rows == 1)
         for (int t = 0; t < tiles; t++) /* one after the other: memory is read in one stream */
             dot_tiles(part, spec->columns, w + t * bytes, 1, x, at, 1, stride, sums + t * PIECES);

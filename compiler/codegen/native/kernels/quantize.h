@@ -37,35 +37,69 @@ INLINE coded coded_row(unsigned char *block, int rows, int i)
     return (coded){(int8_t *)block + i * CODES, numbers, numbers + rows, integers, integers + rows};
 }
 
+typedef int32_t i32x4 __attribute__((vector_size(16)));
+typedef int8_t narrow __attribute__((vector_size(LANES)));
+
+INLINE i32x4 larger4(i32x4 a, i32x4 b)
+{
+    i32x4 more = a > b;
+    return (a & more) | (b & ~more);
+}
+
+INLINE int32_t largest_lane(vi32 v)
+{
+    i32x4 parts[LANES / 4];
+    memcpy(parts, &v, sizeof v);
+    for (int i = 1; i < LANES / 4; i++)
+        parts[0] = larger4(parts[0], parts[i]);
+    i32x4 two = larger4(parts[0], __builtin_shufflevector(parts[0], parts[0], 2, 3, 0, 1));
+    return larger4(two, __builtin_shufflevector(two, two, 1, 0, 3, 2))[0];
+}
+
+/* The sums of the lanes of `a` in lane 0, of `b` in lane 2. */
+INLINE i32x4 two_sums(vi32 a, vi32 b)
+{
+    i32x4 of_a[LANES / 4], of_b[LANES / 4];
+    memcpy(of_a, &a, sizeof a);
+    memcpy(of_b, &b, sizeof b);
+    for (int i = 1; i < LANES / 4; i++) {
+        of_a[0] += of_a[i];
+        of_b[0] += of_b[i];
+    }
+    i32x4 pairs = __builtin_shufflevector(of_a[0], of_b[0], 0, 1, 4, 5)
+                  + __builtin_shufflevector(of_a[0], of_b[0], 2, 3, 6, 7);
+    return pairs + __builtin_shufflevector(pairs, pairs, 1, 0, 3, 2);
+}
+
 INLINE void quantize_block(const float *x, coded to)
 {
+    vf32 values[CODES / LANES];
     vi32 most = {0};
-    for (int i = 0; i < CODES; i += LANES) {
-        vi32 size = (vi32)*(const vf32_unaligned *)(x + i) & 0x7fffffff; /* floats without sign sort as integers */
+    for (int i = 0; i < CODES / LANES; i++) {
+        values[i] = *(const vf32_unaligned *)(x + i * LANES);
+        vi32 size = (vi32)values[i] & 0x7fffffff; /* floats without sign sort as integers */
         vi32 more = size > most;
         most = (size & more) | (most & ~more);
     }
-    int32_t bits = 0;
-    for (int i = 0; i < LANES; i++)
-        bits = most[i] > bits ? most[i] : bits;
+    int32_t bits = largest_lane(most);
     float largest, factor = 0;
     memcpy(&largest, &bits, sizeof largest);
     if (largest < 1e-30f)
         largest = 0; /* 127 / largest would be infinite */
     else
         factor = 127.0f / largest;
-    int32_t sums[2] = {0, 0};
-    for (int i = 0; i < CODES; i += LANES) {
-        vi32 code = round_lanes(*(const vf32_unaligned *)(x + i) * factor);
-        for (int k = 0; k < LANES; k++) {
-            to.codes[i + k] = (int8_t)code[k];
-            sums[(i + k) / 16] += (int8_t)code[k];
-        }
+    vi32 sums[2] = {{0}, {0}};
+    for (int i = 0; i < CODES / LANES; i++) {
+        vi32 code = round_lanes(values[i] * factor) << 24 >> 24; /* of NaN, anything that fits */
+        narrow small = __builtin_convertvector(code, narrow);
+        memcpy(to.codes + i * LANES, &small, sizeof small);
+        sums[i * LANES / 16] += code;
     }
+    i32x4 less = -two_sums(sums[0] + sums[1], sums[0]);
     *to.scale = largest / 127.0f;
-    *to.sum = *to.scale * (float)(sums[0] + sums[1]);
-    *to.less = -(sums[0] + sums[1]);
-    *to.less_first = -sums[0];
+    *to.sum = *to.scale * (float)-less[0];
+    *to.less = less[0];
+    *to.less_first = less[2];
 }
 
 /* Row `row` of `count`: float[columns] to where its group lies in `prepared`. */
