@@ -39,7 +39,7 @@ INLINE attention_plan plan_attention(const attention_spec *spec, const attention
     p.few = args->tokens * p.group <= FEW_ROWS;
     p.block = p.few ? args->tokens : max64(1, TILE_ROWS / p.group);
     p.blocks = p.block ? (args->tokens + p.block - 1) / p.block : 0;
-    if (p.blocks > 1) /* even ones */
+    if (p.blocks) /* even ones */
         p.block = (args->tokens + p.blocks - 1) / p.blocks;
     p.split = p.few ? FEW_KEYS : SPLIT_KEYS;
     p.chunks = p.blocks == 1 ? (most + p.split - 1) / p.split : 1;
