@@ -12,11 +12,13 @@ from .keys import NativeKeys
 from .linear import NativeLinear
 from .narrow import NativeWeights
 from .norm import NativeNorm
+from .patches import NativePatches
 from .residual import NativeResidual
 from .rows import NativeRows
 
 LOWER_NATIVE: tuple[Pass, ...] = (
     NativeRows(),
+    NativePatches(),
     NativeAttention(),
     NativeLinear(),
     NativeActivation(),
@@ -45,6 +47,7 @@ __all__ = [
     "NativeKeys",
     "NativeLinear",
     "NativeNorm",
+    "NativePatches",
     "NativeResidual",
     "NativeRows",
     "NativeWeights",

@@ -1,4 +1,4 @@
-"""A name for the number of keys that a cache's longest row holds: it follows from lengths, not from shapes."""
+"""A name for the number of keys that a cache holds for its longest row: lengths tell it, not shapes."""
 
 from __future__ import annotations
 

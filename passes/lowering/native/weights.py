@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -96,6 +97,16 @@ def rows_between(value: ir.Value, begin: int, end: int, at: Rewriter) -> ir.Valu
     made = at.op("DequantizeLinear", *inputs, axis=0)
     made.type, made.shape = value.type, ir.Shape([end - begin, value.shape[1]])
     return made
+
+
+def flattened(value: ir.Value, at: Rewriter) -> ir.Value:
+    """A float weight [rows, ...] as [rows, columns]."""
+    tensor = _stored(value)
+    assert tensor is not None
+    rows = tensor.shape.numpy()[0]
+    shape = [rows, math.prod(tensor.shape.numpy()[1:])]
+    made = _derived(("flattened", id(tensor)), [tensor], lambda a: a.reshape(rows, -1), shape)
+    return _plain(made, f"{value.name}.flat", at)
 
 
 def again(value: ir.Value, at: Rewriter) -> ir.Value:
