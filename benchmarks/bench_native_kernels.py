@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -93,7 +93,16 @@ def packed(case: Case) -> PackedWeight:
     return pack_gated(made, made) if case.gated else pack_blocked(made)
 
 
-def library(cases: list[tuple[Case, PackedWeight]], folder: Path) -> Any:
+class Layer(Protocol):
+    """What ``library`` must know of a layer besides its packed weight."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether the weight is of gate and up."""
+        ...
+
+
+def library(cases: Sequence[tuple[Layer, PackedWeight]], folder: Path) -> Any:
     """The layers compiled, each specialised as in a model."""
     specs, calls, bytes_ = [], [], {"worker": [""], "shared": [""]}
     for index, (case, w) in enumerate(cases):
@@ -119,7 +128,7 @@ def library(cases: list[tuple[Case, PackedWeight]], folder: Path) -> Any:
     return ctypes.CDLL(str(output))
 
 
-def best(code: Any, index: int, case: Case, w: PackedWeight, count: int, threads: int, pool: Any) -> float:
+def best(code: Any, index: int, w: PackedWeight, count: int, threads: int, pool: Any) -> float:
     """Seconds of the best run through one layer; ``pool`` holds as many as fit in it."""
     layers = pool.size // w.size if count <= 16 else 1
     times = (ctypes.c_double * _RUNS)()
@@ -166,7 +175,7 @@ def main() -> None:
             pool = filled(w)
             cells = []
             for count in COUNTS:
-                seconds = best(code, index, case, w, count, options.threads, pool)
+                seconds = best(code, index, w, count, options.threads, pool)
                 operations = 2 * count * w.rows * w.columns * (2 if case.gated else 1) / seconds
                 rate, most = (w.size / seconds, limit.read) if count <= 16 else (operations, limit.int8)
                 cells.append(f"{rate / 1e9:7.1f} {100 * rate / most:4.0f} %")
@@ -174,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
