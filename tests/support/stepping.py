@@ -90,13 +90,15 @@ def whole_logits(program: Program, ids: Sequence[int]) -> Array:
     return outputs[next(name for name, v in outputs.items() if v.ndim == 3)][0]
 
 
-def assert_steps_equal_whole(program: Program, length: int = 24, tolerance: float = 2e-5) -> None:
+def assert_steps_equal_whole(
+    program: Program, length: int = 24, tolerance: float = 2e-5, stepper: Stepper | None = None
+) -> None:
     """Logits of ragged prefill, chunks, single tokens, and after a cut-back, equal those of ``main``.
 
-    ``program``: with the entry derived and lowered.
+    ``program``: with the entry derived and lowered. ``stepper``: another that runs the entry.
     """
     assert program.decoding is not None
-    stepper, random = Stepper(program), np.random.default_rng(0)
+    stepper, random = stepper or Stepper(program), np.random.default_rng(0)
     texts = random.integers(0, program.decoding.vocabulary, (3, length))
     wanted = np.stack([whole_logits(program, text.tolist()) for text in texts])
 
