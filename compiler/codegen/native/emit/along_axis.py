@@ -8,7 +8,7 @@ from ....ir.constants import scalar
 from .base import Entry, Operator, Size, View
 from .expressions import FLOAT, INT32, INT64, SUFFIXES
 from .gathers import index_of
-from .loops import joined, names_of, offset, over_rows, per_row
+from .loops import head_of, joined, names_of, offset, over_rows, per_row
 
 
 def _axis_of(node: ir.Node) -> int:
@@ -64,7 +64,7 @@ def _cumulative(node: ir.Node, entry: Entry) -> None:
         f"const {ctype} *restrict x = {x};",
         f"{ctype} *restrict y = {y};",
         f"{ctype} sum = 0;",
-        f"for (int64_t {index} = 0; {index} < {count}; {index}++) {{",
+        f"{head_of(index, count)} {{",
         *(f"    {line}" for line in (first, *added) if line),
         "}",
     ]

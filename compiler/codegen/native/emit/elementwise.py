@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from ....ir.constants import scalar
-from .base import Entry, Operator
-from .expressions import CHEAP, EXPRESSIONS, bare, expression_of, literal, reason
+from .base import Entry, Operator, bare
+from .expressions import CHEAP, EXPRESSIONS, expression_of, literal, reason
 from .loops import SMALL, loop, read, written
 
 

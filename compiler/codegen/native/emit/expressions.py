@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from .base import CTYPES
+from .base import CTYPES, bare
 
 FLOAT, INT64, INT32, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL
 
@@ -37,22 +37,6 @@ def literal(value: float | int | bool, dtype: ir.DataType) -> str:
 
     text = str(np.float32(value))
     return f"{text}f" if any(c in text for c in ".e") else f"{text}.0f"
-
-
-def bare(text: str) -> str:
-    """An expression without brackets around all of it.
-
-    >>> bare("(a + b)"), bare("(a) + (b)")
-    ('a + b', '(a) + (b)')
-    """
-    if not text.startswith("("):
-        return text
-    depth = 0
-    for place, sign in enumerate(text):
-        depth += (sign == "(") - (sign == ")")
-        if depth == 0:
-            return text[1:-1] if place == len(text) - 1 else text
-    return text
 
 
 def called(function: str, *args: str) -> str:
@@ -303,7 +287,6 @@ __all__ = [
     "CHEAP",
     "EXPRESSIONS",
     "SUFFIXES",
-    "bare",
     "cast",
     "computes",
     "expression_of",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ....ir.constants import scalar
-from .base import Entry, Operator
+from .base import Entry, Operator, bare
 from .contents import contents, single
-from .expressions import FLOAT, SUFFIXES, literal
+from .expressions import INT64, SUFFIXES, literal
 from .loops import SMALL, loop, written
 
 
@@ -39,11 +39,11 @@ def _range(node: ir.Node, entry: Entry) -> None:
     start, _, step = (_number(v, entry) for v in node.inputs)
     target = entry.new(node.outputs[0])
     (size,) = target.shape
-    index = "(float)i" if dtype == FLOAT else f"({target.ctype})i"
+    index = "i" if dtype == INT64 else f"({target.ctype})i"
     ramp = index if step == "1" else f"{index} * {step}"
     lines = ["for (int64_t i = part.begin; i < part.end; i++)"]
     lines.append(f"    {target.pointer}[i] = {ramp if start == '0' else f'{start} + {ramp}'};")
-    share = f"range part = share(w, {size}, {SMALL});"
+    share = f"range part = share(w, {bare(size)}, {SMALL});"
     entry.step(node, "\n".join(["{", *(f"    {line}" for line in (share, *lines)), "}"]))
 
 

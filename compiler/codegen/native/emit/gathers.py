@@ -11,7 +11,7 @@ from ....ir.check_structure import place
 from ....ir.constants import scalar
 from ..views import cut
 from .base import CTYPES, Entry, Operator, Size, View, times
-from .loops import SMALL, joined, names_of, offset, over_rows, per_row
+from .loops import SMALL, head_of, joined, names_of, offset, over_rows, per_row
 
 _INDICES = (ir.DataType.INT64, ir.DataType.INT32)
 
@@ -121,10 +121,14 @@ def _copy(
         f"    {target.ctype} *restrict y = {target.text};",
     ]
     for depth, (name, size) in enumerate(zip(names, sizes, strict=True)):
-        lines.append(f"{'    ' * (depth + 1)}for (int64_t {name} = 0; {name} < {size}; {name}++)")
+        lines.append(f"{'    ' * (depth + 1)}{head_of(name, size)}")
     indent = "    " * (len(sizes) + 1)
     lines.append(f"{indent}y[{index_of(offset(names, new))}] = x[{index_of(offset(names, old))}];")
     return [f"{head} {{", *lines, "}"]
+
+
+def _bytes(count: Size, ctype: str) -> str:
+    return f"{count if isinstance(count, int) else f'(size_t){count}'} * sizeof({ctype})"
 
 
 def inputs_of(node: ir.Node) -> tuple[ir.Value, ir.Value]:

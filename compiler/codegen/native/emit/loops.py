@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .base import Size, View, times
+from .base import Size, View, bare, times
 
 SMALL = 4096
 """Elements below which a loop is one worker's: sharing them would cost more than it saves."""
 
-_AXES = "ijklmnpq"
+_AXES = "ijklmnpqtuvz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def loop(
     elements = [element(o.name, inner, s[-1]) for o, s in zip(operands, strides, strict=True)]
     lines = list(body(elements))
     if len(sizes) == 1:
-        share = f"share(w, {sizes[0]}, {grain})"
+        share = f"share(w, {bare(sizes[0])}, {grain})"
         total = sizes[0]
         if isinstance(total, int) and total < grain:
             return _block("if (w->index == 0)", [*rows, *_for(inner, "0", total, lines)])
@@ -131,7 +131,11 @@ def loop(
 
 def per_row(inner: Size, grain: int = SMALL) -> Size:
     """Rows of ``inner`` elements that make up ``grain``."""
-    return max(1, grain // max(1, inner)) if isinstance(inner, int) else f"({grain} / max64({inner}, 1) + 1)"
+    return (
+        max(1, grain // max(1, inner))
+        if isinstance(inner, int)
+        else f"({grain} / max64({bare(inner)}, 1) + 1)"
+    )
 
 
 def over_rows(sizes: Sequence[Size], lines: Sequence[str], grain: Size) -> str:
@@ -145,7 +149,7 @@ def over_rows(sizes: Sequence[Size], lines: Sequence[str], grain: Size) -> str:
         for name, size in reversed([(n, s) for n, s in zip(_AXES, sizes, strict=False)]):
             inside = _for(name, "0", size, inside)
         return _block("if (w->index == 0)", inside)
-    share = f"range part = share(w, {total}, {grain});"
+    share = f"range part = share(w, {bare(total)}, {bare(grain)});"
     if len(sizes) == 1:
         return "\n".join(["{", *_in([share, *_for("i", "part.begin", "part.end", lines)]), "}"])
     indices = []
@@ -160,13 +164,18 @@ def over_rows(sizes: Sequence[Size], lines: Sequence[str], grain: Size) -> str:
     return "\n".join(["{", *_in([share, *_for("row", "part.begin", "part.end", [*decoded, *lines])]), "}"])
 
 
+def head_of(name: str, size: Size) -> str:
+    """The head of a loop over ``size`` elements."""
+    return f"for (int64_t {name} = 0; {name} < {bare(size)}; {name}++)"
+
+
 def names_of(count: int) -> str:
     """What ``over_rows`` calls the indices of so many axes."""
     return _AXES[:count]
 
 
 def _for(name: str, begin: str, end: Size, lines: Sequence[str]) -> list[str]:
-    head = f"for (int64_t {name} = {begin}; {name} < {end}; {name}++)"
+    head = f"for (int64_t {name} = {begin}; {name} < {bare(end)}; {name}++)"
     return _block(head, lines).split("\n")
 
 

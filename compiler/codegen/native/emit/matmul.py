@@ -9,7 +9,7 @@ import onnx_ir as ir
 from ..views import transposed
 from .base import Entry, Operator, Size, View, row_major
 from .expressions import FLOAT, literal
-from .loops import aligned, names_of, offset, over_rows, read
+from .loops import aligned, head_of, names_of, offset, over_rows, read
 from .views import input_of, required
 
 ROWS = 4
@@ -51,7 +51,7 @@ def _gemm(node: ir.Node, entry: Entry) -> None:
             "for (int64_t r = first; r < first + rows; r++) {",
             f"    float *y = {target.pointer} + r * {target.strides[0]};",
             *(f"    {line}" for line in pointers),
-            f"    for (int64_t j = 0; j < {target.shape[1]}; j++)",
+            f"    {head_of('j', target.shape[1])}",
             f"        y[j] = {scaled};",
             "}",
         ]

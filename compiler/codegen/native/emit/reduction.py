@@ -11,7 +11,7 @@ from ....ir.constants import constant
 from .base import Entry, Operator, Size, View, times
 from .expressions import BOOL, FLOAT, INT32, INT64, SUFFIXES
 from .gathers import index_of
-from .loops import joined, names_of, offset, over_rows, per_row
+from .loops import head_of, joined, names_of, offset, over_rows, per_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class _Plan:
         outer = names_of(len(self.sizes) - 1)
         inside = "abcdefgh"[: len(over)]
         count, width, column = times(*over), self.sizes[-1], names_of(len(self.sizes))[-1]
-        head = f"for (int64_t {column} = 0; {column} < {width}; {column}++)"
+        head = head_of(column, width)
         y = f"y[{index_of(offset([column], self.y_steps[-1:]))}]"
         lines = [
             f"float *restrict y = {self.target.pointer}{offset(outer, self.y_steps[:-1])};",
@@ -165,7 +165,7 @@ class _Plan:
 
 def _nested(names: str, sizes: Sequence[Size], lines: list[str]) -> list[str]:
     for name, size in reversed(list(zip(names, sizes, strict=True))):
-        head = f"for (int64_t {name} = 0; {name} < {size}; {name}++)"
+        head = head_of(name, size)
         inside = [f"    {line}" for line in lines]
         lines = [head, *inside] if len(lines) == 1 else [f"{head} {{", *inside, "}"]
     return lines if names else ["{", *(f"    {line}" for line in lines), "}"] if len(lines) > 1 else lines

@@ -9,7 +9,7 @@ from .copies import copied
 from .expressions import SUFFIXES
 from .gathers import checked, index_of, inputs_of
 from .gathers import reason as reason_of_indices
-from .loops import names_of, offset
+from .loops import head_of, names_of, offset
 
 _REDUCTIONS = ("none", "add", "mul", "max", "min")
 
@@ -34,7 +34,7 @@ def _scatter_nd(node: ir.Node, entry: Entry) -> None:
     inside = [_assigned(node, f"{target.pointer}[{index_of(y)}]",
                         f"{updates.pointer}[{index_of(offset(names, updates.strides))}]")]  # fmt: skip
     for name, size in reversed(list(zip(names[rank:], updates.shape[rank:], strict=True))):
-        inside = [f"for (int64_t {name} = 0; {name} < {size}; {name}++)", *(f"    {line}" for line in inside)]
+        inside = [head_of(name, size), *(f"    {line}" for line in inside)]
     lines += [f"    {line}" for line in inside]
     entry.step(node, _alone(names[:rank], updates.shape[:rank], lines))
 
@@ -71,7 +71,7 @@ def _alone(names: str, shape: tuple[int | str, ...], lines: list[str]) -> str:
     """Loops of one worker: indices may repeat, and then the last one counts."""
     for name, size in reversed(list(zip(names, shape, strict=True))):
         lines = [
-            f"for (int64_t {name} = 0; {name} < {size}; {name}++) {{", *(f"    {line}" for line in lines), "}"
+            f"{head_of(name, size)} {{", *(f"    {line}" for line in lines), "}"
         ]  # fmt: skip
     return "\n".join(["if (w->index == 0) {", *(f"    {line}" for line in lines), "}"])
 
