@@ -14,9 +14,12 @@ from miaotui.compiler.errors import OptionError
 from miaotui.compiler.ir.builder import FLOAT16, INT64, Builder
 from miaotui.compiler.ir.evaluate import evaluate
 from miaotui.compiler.ir.quantized import blocked_weight
+from miaotui.compiler.ir.verify import verify
 from miaotui.compiler.program import Program
 from miaotui.passes.base import Pass, PassContext
+from miaotui.passes.cleanup import CLEANUP
 from miaotui.passes.lowering.native import (
+    LOWER_NATIVE,
     NativeActivation,
     NativeGate,
     NativeJoin,
@@ -26,7 +29,8 @@ from miaotui.passes.lowering.native import (
     NativeRows,
     NativeWeights,
 )
-from support.decode_graphs import block_weights, quantized
+from miaotui.passes.lowering.native.layer import Layer
+from support.decode_graphs import Layers, block_weights, quantized
 from support.rewriting import Arrays, assert_same, operators, reasons, run_pass
 
 RNG = np.random.default_rng(5)
@@ -414,3 +418,38 @@ def test_every_layer_is_of_our_own_domain() -> None:
     lower(NativeLinear(), made)
     assert the(made).domain == MIAOTUI
     assert made.main.opset_imports[MIAOTUI] == 1
+
+
+# Whole layers
+
+
+VIEWS = {"Split", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("kind", [{}, {"bits": 4, "offset": True}], ids=["float", "blocks"])
+def test_a_layer_of_a_llama_is_five_kernels(layers: int, kind: dict[str, Any]) -> None:
+    written = Layers(layers=layers, norms=True, inner=128)
+    made = written.program()
+    if kind:
+        block_weights(made, lambda name, w: quantized(w, **kind))
+    for step in (*LOWER_NATIVE, *CLEANUP):
+        step.run(made, PassContext())
+    verify(made)
+    graph = made.entries["decode"].graph
+    weights = {node for layer in map(Layer.of, graph) if layer for w, _ in layer.parts for node in _chain(w)}
+    found = Counter(node.op_type for node in graph if node.op_type not in VIEWS and node not in weights)
+    assert found["FusedAttention"] == layers
+    assert found["Linear"] == 4 * layers + 1
+    assert {"MatMul", "Add", "RMSNormalization", "Sigmoid", "RotaryEmbedding"} & set(found) <= {"Add"}
+    # what is left is counted once: embedding, positions and their angles, the chosen rows and the next tokens
+    assert sum(found.values()) - 5 * layers - 1 <= 12
+    gated = [node for node in graph if node.attributes.get_int("gated", 0)]
+    joined = [node for node in graph if node.op_type == "Linear" and len(node.inputs) == 9]
+    assert len(gated) == len(joined) == layers
+
+
+def _chain(weight: ir.Value) -> list[ir.Node]:
+    """The nodes that compute a weight."""
+    node = weight.producer()
+    return [] if node is None else [node, *(n for v in node.inputs if v is not None for n in _chain(v))]
