@@ -1,8 +1,9 @@
-"""The hand-written native model of ``tests/native/toy_model.c``: built, its weight file, and what it computes."""
+"""The hand-written native model of ``tests/native/toy_model.c``: built, its weights, what it computes."""
 
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from miaotui.runtime.native import NativeModel
 VOCABULARY, CONTEXT = 32, 1000
 TABLE = np.arange(8, dtype=np.float32) * 10
 FINGERPRINT = b"toy".ljust(32, b"\0")
+FLAGS = "TOY_NATIVE_FLAGS"
+"""Environment variable: further flags for the C compiler."""
+
 SOURCE = Path(__file__).parents[1] / "native" / "toy_model.c"
 
 DECODING = Decoding(VOCABULARY, (StateTensor("past_key_0", "present_key_0"),), CONTEXT)
@@ -59,8 +63,9 @@ def build(
     shutil.copytree(KERNELS, folder / "kernels", dirs_exist_ok=True)
     shutil.copytree(KERNELS.with_name("include"), folder / "include", dirs_exist_ok=True)
     runtime = [folder / "kernels" / name for name in BASELINE]
+    given = os.environ.get(FLAGS, "").split()
     compiler = find_toolchain(isa) if toolchain is None else toolchain
-    compiler.library(isa, folder / LIBRARY, [folder / CODE], runtime, ("-Werror", *flags))
+    compiler.library(isa, folder / LIBRARY, [folder / CODE], runtime, ("-Werror", *given, *flags))
     (folder / WEIGHTS).write_bytes(header() + TABLE.tobytes())
     return folder
 

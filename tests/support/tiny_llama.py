@@ -1,0 +1,78 @@
+"""A Llama of two layers as native code: lowered once in every precision, built for any instruction set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from miaotui.compiler.codegen.native.backend import NativeBackend
+from miaotui.compiler.codegen.native.library import BASELINE, CODE, LIBRARY, WEIGHTS
+from miaotui.compiler.codegen.native.targets import Isa
+from miaotui.compiler.codegen.native.toolchain import Toolchain
+from miaotui.compiler.manifest import Entry
+from miaotui.compiler.options import CompileOptions, Precision, Target
+from miaotui.compiler.program import Program
+from miaotui.compiler.weights import WeightStore
+from miaotui.passes.base import PassContext
+from miaotui.passes.observers import run_pipeline
+from miaotui.passes.pipeline import pipeline
+from miaotui.runtime.generate.decoder import Decoder
+from miaotui.runtime.native import NativeModel, NativeRunner
+from support.language_models import DECODERS, build, imported
+
+PROMPT = [7, 42, 250, 3, 3, 99, 120, 8, 15, 200, 33]
+
+
+@functools.cache
+def lowered(precision: Precision = "fp32") -> Program:
+    """The program in native operators; leave it as it is."""
+    program = imported(build(*DECODERS["llama"]))
+    options = CompileOptions(backend="native", precision=precision)
+    backend = NativeBackend()
+    context = PassContext(options.target, lambda node: backend.supports(node, options.target))
+    run_pipeline(program, pipeline(options), context, [])
+    return program
+
+
+def written(folder: Path, target: Target, precision: Precision = "fp32") -> Path:
+    """All files of the variant, compiled for ``target``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    NativeBackend().build(lowered(precision), target, folder, WeightStore(folder / "unused.bin"))
+    return folder
+
+
+def compiled(source: Path, library: Path, isa: Isa, compiler: Toolchain, flags: Sequence[str] = ()) -> Path:
+    """The files in ``source``, whose code is the same for every instruction set, compiled once more."""
+    runtime = [source / "kernels" / name for name in BASELINE]
+    compiler.library(isa, library, [source / CODE], runtime, flags)
+    return library
+
+
+def model(folder: Path, precision: Precision = "fp32", library: Path | None = None) -> NativeModel:
+    """What a runner of its entry with state is opened from."""
+    program = lowered(precision)
+    decoding = program.decoding
+    assert decoding is not None
+    signature = Entry(program.inputs(decoding.entry), program.outputs(decoding.entry))
+    state = {tensor.input: tensor.output for tensor in decoding.state}
+    where = folder / LIBRARY if library is None else library
+    return NativeModel(where, folder / WEIGHTS, signature, decoding.entry, state)
+
+
+def tokens(
+    opened: NativeModel, precision: Precision = "fp32", count: int = 24, threads: int = 2
+) -> list[int]:
+    """What it writes greedily behind ``PROMPT``."""
+    program = lowered(precision)
+    assert program.decoding is not None
+    text: list[int] = []
+    with NativeRunner(opened, threads) as runner:
+        decoder = Decoder(runner, program.decoding, in_place=True)
+        decoder.prefill(0, PROMPT)
+        for _ in range(count):
+            text.append(int(decoder.tokens[0, 0]))
+            decoder.step()
+        assert np.isfinite(decoder.logits).all()
+    return text
