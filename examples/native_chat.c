@@ -1,17 +1,18 @@
-/* Continue a prompt with a model that miaotui compiled to native code: token ids in, token ids out. No Python, no
- * ONNX Runtime, no other library is needed where it runs.
+/* Continue a prompt with a model that miaotui compiled to native code: token ids in, token ids out. No
+ * Python, no ONNX Runtime, no other library is needed where it runs.
  *
  *   miaotui compile model.gguf -o model.miaotui --backend native
  *   M=model.miaotui/variants/cpu-native
  *   cc -O2 -I$M/include examples/native_chat.c -L$M -lmodel -Wl,-rpath,$PWD/$M -o native_chat
  *   echo "504 3575 282 4649 314" | ./native_chat $M/model.weights 20
  *
- * Every line of the standard input is a turn: its ids are appended, and up to so many tokens are written behind them.
- * An answer ends early behind an end token, if some were named as further arguments. Text becomes ids, and ids text,
- * by the tokenizer in the same folder:
+ * Every line of the standard input is a turn: its ids are appended, and up to so many tokens are written
+ * behind them. An answer ends early behind an end token, if some were named as further arguments. Text
+ * becomes ids, and ids text, by the tokenizer in the same folder:
  *
- *   python -c 'import sys, tokenizers as t; t = t.Tokenizer.from_file("model.miaotui/tokenizer/tokenizer.json")
- *   print(*t.encode(sys.argv[1]).ids)' "The capital of France is"
+ *   python -c "import sys, tokenizers
+ *   load = tokenizers.Tokenizer.from_file('model.miaotui/tokenizer/tokenizer.json')
+ *   print(*load.encode(sys.argv[1]).ids)" "The capital of France is"
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,7 +47,8 @@ static int is_end(int64_t token, int argc, char **argv)
     return 0;
 }
 
-/* Greedy: the likeliest token every time. Whoever wants to sample finds the logits at miaotui_logits(state, 0). */
+/* Greedy: the likeliest token every time. Whoever wants to sample finds the logits at miaotui_logits(state,
+ * 0). */
 static int answer(miaotui_state *state, int64_t most, int argc, char **argv)
 {
     int64_t token = miaotui_next(state, 0);
@@ -73,7 +75,8 @@ int main(int argc, char **argv)
     }
     int64_t context = miaotui_context(), failed = 0;
     miaotui_model *model = miaotui_open(argv[1], 0);
-    miaotui_state *state = model ? miaotui_state_new(model, 1, context && context < 4096 ? context : 4096) : NULL;
+    miaotui_state *state =
+        model ? miaotui_state_new(model, 1, context && context < 4096 ? context : 4096) : NULL;
     if (!state)
         failed = complain();
     while (!failed && fgets(line, sizeof line, stdin)) {
@@ -82,7 +85,8 @@ int main(int argc, char **argv)
             fprintf(stderr, "native_chat: a line of token ids, please\n");
             failed = 1;
         } else if (count > 0) {
-            failed = miaotui_prefill(state, 0, ids, count) ? complain() : answer(state, atoll(argv[2]), argc, argv);
+            failed = miaotui_prefill(state, 0, ids, count) ? complain()
+                                                           : answer(state, atoll(argv[2]), argc, argv);
         }
     }
     miaotui_state_free(state);

@@ -1,7 +1,8 @@
 /* A model.c written by hand, as small as one can be: what the runtime around emitted code is tested with.
  *
- * main: y[i] = 2 * x[i] + table[index[i]], table: 8 floats. decode: the cache keeps each token's id as a float; the
- * likeliest next token is (7 * sum of all ids + count) mod 32, its logit 0 and the others' minus their distance. */
+ * main: y[i] = 2 * x[i] + table[index[i]], table: 8 floats. decode: the cache keeps each token's id as a
+ * float; the likeliest next token is (7 * sum of all ids + count) mod 32, its logit 0 and the others' minus
+ * their distance. */
 #include <math.h>
 
 #include "kernels/plan.h"
@@ -54,7 +55,8 @@ static void decode_shape(int tensor, const int64_t *sizes, int64_t *shape)
     shape[0] = sizes[0];
     switch (tensor) {
     case 0: shape[1] = sizes[1]; break;
-    case 2: case 5: shape[1] = sizes[2]; break;
+    case 2:
+    case 5: shape[1] = sizes[2]; break;
     case 3: shape[1] = 1, shape[2] = sizes[3], shape[3] = 1; break;
     case 4: shape[1] = sizes[2], shape[2] = VOCABULARY; break;
     }
@@ -70,7 +72,8 @@ static void decode_scratch(const int64_t *sizes, size_t *worker_bytes, size_t *s
 
 static void decode_run(worker *w, call *run)
 {
-    const int64_t batch = run->sizes[0], tokens = run->sizes[1], selected = run->sizes[2], capacity = run->sizes[3];
+    const int64_t batch = run->sizes[0], tokens = run->sizes[1], selected = run->sizes[2],
+                  capacity = run->sizes[3];
     const int64_t *ids = run->tensors[0], *lengths = run->tensors[1], *select = run->tensors[2];
     float *past = run->tensors[3], *logits = run->tensors[4];
     int64_t *next = run->tensors[5], *likeliest = (int64_t *)(void *)run->arena;
@@ -97,25 +100,44 @@ static void decode_run(worker *w, call *run)
 static const size_info main_sizes[] = {{"n", 0, 0}};
 static const miaotui_tensor main_tensors[] = {
     {"x", MIAOTUI_FLOAT32, 1, 0, 0}, {"index", MIAOTUI_INT64, 1, 0, 0}, {"y", MIAOTUI_FLOAT32, 1, 1, 0}};
-static const size_info decode_sizes[] = {{"batch", 1, 64}, {"tokens", 1, 0}, {"selected", 0, 0}, {"capacity", 1, 0}};
+static const size_info decode_sizes[] = {
+    {"batch", 1, 64}, {"tokens", 1, 0}, {"selected", 0, 0}, {"capacity", 1, 0}};
 static const miaotui_tensor decode_tensors[] = {
-    {"input_ids", MIAOTUI_INT64, 2, 0, 0},     {"past_lengths", MIAOTUI_INT64, 1, 0, 0},
-    {"select", MIAOTUI_INT64, 2, 0, 0},        {"past_key_0", MIAOTUI_FLOAT32, 4, 0, 1},
-    {"logits", MIAOTUI_FLOAT32, 3, 1, 0},      {"next", MIAOTUI_INT64, 2, 1, 0}};
+    {"input_ids", MIAOTUI_INT64, 2, 0, 0}, {"past_lengths", MIAOTUI_INT64, 1, 0, 0},
+    {"select", MIAOTUI_INT64, 2, 0, 0},    {"past_key_0", MIAOTUI_FLOAT32, 4, 0, 1},
+    {"logits", MIAOTUI_FLOAT32, 3, 1, 0},  {"next", MIAOTUI_INT64, 2, 1, 0}};
 static const input_check decode_checks[] = {
     {.tensor = 0, .maximum = VOCABULARY - 1, .add_size = -1, .maximum_size = -1},
     {.tensor = 1, .maximum = CONTEXT, .add_size = 1, .maximum_size = 3},
     {.tensor = 2, .maximum = -1, .add = 1, .add_size = -1, .maximum_size = 1}};
 static const entry_info entries[] = {
     {"main", 1, main_sizes, 3, main_tensors, 0, NULL, main_shape, main_arena, main_scratch, main_run},
-    {"decode", 4, decode_sizes, 6, decode_tensors, 3, decode_checks, decode_shape, decode_arena, decode_scratch,
-     decode_run}};
-static const decoding_info decoding = {
-    .entry = 1, .vocabulary = VOCABULARY, .context = CONTEXT, .tokens = 0, .lengths = 1, .select = 2, .logits = 4,
-    .next = 5, .batch_size = 0, .tokens_size = 1, .selected_size = 2, .capacity_size = 3, .encoder = -1,
-    .encoder_ids = -1, .encoder_mask = -1, .encoder_batch_size = -1, .encoder_source_size = -1, .source_size = -1};
+    {"decode", 4, decode_sizes, 6, decode_tensors, 3, decode_checks, decode_shape, decode_arena,
+     decode_scratch, decode_run}};
+static const decoding_info decoding = {.entry = 1,
+                                       .vocabulary = VOCABULARY,
+                                       .context = CONTEXT,
+                                       .tokens = 0,
+                                       .lengths = 1,
+                                       .select = 2,
+                                       .logits = 4,
+                                       .next = 5,
+                                       .batch_size = 0,
+                                       .tokens_size = 1,
+                                       .selected_size = 2,
+                                       .capacity_size = 3,
+                                       .encoder = -1,
+                                       .encoder_ids = -1,
+                                       .encoder_mask = -1,
+                                       .encoder_batch_size = -1,
+                                       .encoder_source_size = -1,
+                                       .source_size = -1};
 static const char *const needs[] = {NEEDS, NULL};
 
-const program_info miaotui_program = {
-    .isa = "toy", .needs = needs, .weights_size = 64 + 4 * TABLE, .fingerprint = {'t', 'o', 'y'}, .entry_count = 2,
-    .entries = entries, .decoding = &decoding};
+const program_info miaotui_program = {.isa = "toy",
+                                      .needs = needs,
+                                      .weights_size = 64 + 4 * TABLE,
+                                      .fingerprint = {'t', 'o', 'y'},
+                                      .entry_count = 2,
+                                      .entries = entries,
+                                      .decoding = &decoding};

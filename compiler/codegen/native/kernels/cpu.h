@@ -73,7 +73,8 @@ static inline int cpu_features(cpu_feature *found)
 
 #endif
 
-/* Whether `name` stands in the comma-separated $MIAOTUI_WITHOUT: features to do without, to try a library's refusal. */
+/* Whether `name` stands in the comma-separated $MIAOTUI_WITHOUT: features to do without, to try a library's
+ * refusal. */
 static inline int is_hidden(const char *name)
 {
     const char *list = getenv("MIAOTUI_WITHOUT");

@@ -1,5 +1,6 @@
-/* Opening a model and running its entries. Built for any CPU of the architecture, unlike model.c: what is asked of the
- * CPU, of the weight file and of a run's arguments is checked here, before a faster instruction runs. */
+/* Opening a model and running its entries. Built for any CPU of the architecture, unlike model.c: what is
+ * asked of the CPU, of the weight file and of a run's arguments is checked here, before a faster instruction
+ * runs. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -51,7 +52,8 @@ static int check_cpu(void)
             snprintf(have + used, sizeof have - used, "%s%s", used ? ", " : "", found[i].name);
         }
     return refuse(MIAOTUI_BAD_CPU, "this library was built for %s and needs %s, this CPU has %s; %s",
-                  miaotui_program.isa, *needs, *have ? have : "nothing of the kind", "compile the model for it");
+                  miaotui_program.isa, *needs, *have ? have : "nothing of the kind",
+                  "compile the model for it");
 }
 
 static int check_header(const weights_header *header, uint64_t size, const char *path)
@@ -61,8 +63,8 @@ static int check_header(const weights_header *header, uint64_t size, const char 
         memcmp(header->zero, none, sizeof none))
         return refuse(MIAOTUI_BAD_FILE, "%s: is no weight file", path);
     if (header->version != WEIGHTS_VERSION)
-        return refuse(MIAOTUI_BAD_FILE, "%s: has version %u, this library reads %u", path, (unsigned)header->version,
-                      (unsigned)WEIGHTS_VERSION);
+        return refuse(MIAOTUI_BAD_FILE, "%s: has version %u, this library reads %u", path,
+                      (unsigned)header->version, (unsigned)WEIGHTS_VERSION);
     if (header->size != size)
         return refuse(MIAOTUI_BAD_FILE, "%s: has %llu bytes, not the %llu that were written", path,
                       (unsigned long long)size, (unsigned long long)header->size);
@@ -234,7 +236,8 @@ static int check_tensors(const entry_info *entry, const int64_t *sizes, void *co
     for (int i = 0; i < entry->tensor_count; i++) {
         const miaotui_tensor *info = &entry->tensors[i];
         if ((uintptr_t)tensors[i] % element_bytes(info->dtype))
-            return refuse(MIAOTUI_BAD_ARGUMENT, "%s: %s is not aligned to its elements", entry->name, info->name);
+            return refuse(MIAOTUI_BAD_ARGUMENT, "%s: %s is not aligned to its elements", entry->name,
+                          info->name);
         if (tensors[i])
             continue;
         double bytes = tensor_bytes(entry, i, sizes);
@@ -266,10 +269,11 @@ static int check_values(const entry_info *entry, const int64_t *sizes, void *con
             if (x >= check->minimum && x <= most)
                 continue;
             if (check->add_size >= 0 && x >= check->minimum)
-                return refuse(MIAOTUI_FULL, "%s: %s[%lld] is %lld: with %lld more there is room for %lld", entry->name,
-                              info->name, (long long)i, (long long)x, (long long)added, (long long)(most + added));
-            return refuse(MIAOTUI_BAD_ARGUMENT, "%s: %s[%lld] is %lld, outside %lld..%lld", entry->name, info->name,
-                          (long long)i, (long long)x, (long long)check->minimum, (long long)most);
+                return refuse(MIAOTUI_FULL, "%s: %s[%lld] is %lld: with %lld more there is room for %lld",
+                              entry->name, info->name, (long long)i, (long long)x, (long long)added,
+                              (long long)(most + added));
+            return refuse(MIAOTUI_BAD_ARGUMENT, "%s: %s[%lld] is %lld, outside %lld..%lld", entry->name,
+                          info->name, (long long)i, (long long)x, (long long)check->minimum, (long long)most);
         }
     }
     return MIAOTUI_OK;
@@ -313,8 +317,9 @@ static int reserve_all(miaotui_model *model, const entry_info *entry, const int6
         return error;
     entry->scratch(sizes, &worker_bytes, &shared_bytes);
     if (!pool_scratch(model->pool, worker_bytes, shared_bytes))
-        return refuse(MIAOTUI_NO_MEMORY, "%s: there is no memory for %d workers of %zu bytes and %zu bytes of all",
-                      entry->name, model->threads, worker_bytes, shared_bytes);
+        return refuse(MIAOTUI_NO_MEMORY,
+                      "%s: there is no memory for %d workers of %zu bytes and %zu bytes of all", entry->name,
+                      model->threads, worker_bytes, shared_bytes);
     return MIAOTUI_OK;
 }
 
@@ -330,8 +335,8 @@ static void run_worker(worker *w, void *context)
 }
 
 /* All is checked; outputs that are missing go into memory that nobody reads. */
-static int run_checked(miaotui_model *model, const entry_info *entry, const int64_t *sizes, void *const *tensors,
-                       double missing)
+static int run_checked(miaotui_model *model, const entry_info *entry, const int64_t *sizes,
+                       void *const *tensors, double missing)
 {
     void *places[entry->tensor_count + 1];
     int error = reserve_all(model, entry, sizes, missing);

@@ -5,8 +5,8 @@
 #include "../include/model.h"
 #include "base.h"
 
-/* The first 64 bytes of a weight file, little-endian. Regions follow at offsets that model.c knows, each aligned to
- * 64 bytes. `size`: of the whole file. `fingerprint`: of the model.c that was emitted with it. */
+/* The first 64 bytes of a weight file, little-endian. Regions follow at offsets that model.c knows, each
+ * aligned to 64 bytes. `size`: of the whole file. `fingerprint`: of the model.c that was emitted with it. */
 typedef struct weights_header {
     char magic[8];
     uint32_t version;
@@ -19,8 +19,8 @@ typedef struct weights_header {
 #define WEIGHTS_MAGIC "MIAOTUI"
 enum { WEIGHTS_VERSION = 1, FINGERPRINT_BYTES = 32 };
 
-/* One run, as its workers see it. `tensors`: memory of all inputs, then of the outputs that are no state, none NULL.
- * `arena`: memory for the values in between, aligned to 64 bytes. */
+/* One run, as its workers see it. `tensors`: memory of all inputs, then of the outputs that are no state,
+ * none NULL. `arena`: memory for the values in between, aligned to 64 bytes. */
 typedef struct call {
     const int64_t *sizes;
     void *const *tensors;
@@ -29,8 +29,9 @@ typedef struct call {
     const char *error; /* set by fail() */
 } call;
 
-/* A step found what can't be computed (an index outside of a table): the run goes on with any value in its place and
- * returns the error at its end. `why`: a sentence that lives as long as the program. Any worker may call it. */
+/* A step found what can't be computed (an index outside of a table): the run goes on with any value in its
+ * place and returns the error at its end. `why`: a sentence that lives as long as the program. Any worker may
+ * call it. */
 INLINE void fail(call *c, const char *why) { __atomic_store_n(&c->error, why, __ATOMIC_RELAXED); }
 
 /* A named size of an entry: batch, tokens. */
@@ -40,9 +41,9 @@ typedef struct size_info {
 } size_info;
 
 /* What every element x of an integer input must satisfy before a run:
- * minimum <= x, x + add + sizes[add_size] <= maximum, and <= sizes[maximum_size]. An index of -1 leaves that part out.
- * ids: {.minimum = 0, .maximum = vocabulary - 1}; lengths: {.add_size = tokens, .maximum_size = capacity,
- * .maximum = context}; select: {.add = 1, .maximum_size = tokens}. */
+ * minimum <= x, x + add + sizes[add_size] <= maximum, and <= sizes[maximum_size]. An index of -1 leaves that
+ * part out. ids: {.minimum = 0, .maximum = vocabulary - 1}; lengths: {.add_size = tokens, .maximum_size =
+ * capacity, .maximum = context}; select: {.add = 1, .maximum_size = tokens}. */
 typedef struct input_check {
     int tensor;
     int64_t minimum, maximum;
@@ -75,9 +76,9 @@ typedef struct decoding_info {
     int tokens, lengths, select; /* inputs */
     int logits, next;            /* outputs */
     int batch_size, tokens_size, selected_size, capacity_size;
-    /* Encoder-decoder models: the entry that reads the source; -1 without. Its inputs, each [batch, source]: the
-     * ids, and the mask or -1 (all ones are given). Every further input of the decoder is an output of it, or its mask,
-     * of the same name. */
+    /* Encoder-decoder models: the entry that reads the source; -1 without. Its inputs, each [batch, source]:
+     * the ids, and the mask or -1 (all ones are given). Every further input of the decoder is an output of
+     * it, or its mask, of the same name. */
     int encoder, encoder_ids, encoder_mask, encoder_batch_size, encoder_source_size;
     int source_size; /* of the decoder; -1 if it has none */
 } decoding_info;

@@ -25,7 +25,9 @@ struct miaotui_model {
 int refuse(int code, const char *format, ...) __attribute__((format(printf, 2, 3), visibility("hidden")));
 
 /* Elements and bytes of a tensor, in double so that no size can overflow them. */
-double tensor_elements(const entry_info *entry, int tensor, const int64_t *sizes) __attribute__((visibility("hidden")));
-double tensor_bytes(const entry_info *entry, int tensor, const int64_t *sizes) __attribute__((visibility("hidden")));
+double tensor_elements(const entry_info *entry, int tensor, const int64_t *sizes)
+    __attribute__((visibility("hidden")));
+double tensor_bytes(const entry_info *entry, int tensor, const int64_t *sizes)
+    __attribute__((visibility("hidden")));
 
 #endif

@@ -1,4 +1,4 @@
-/* Sequences being written: rows of a cache, continued through the entry with state (miaotui_state_new and on). */
+/* Sequences being written: rows of a cache, continued through the entry with state. */
 #include <stdlib.h>
 
 #include "runtime.h"
@@ -56,8 +56,8 @@ static int allocate(miaotui_state *s, int tensor)
         if (made->memory)
             return MIAOTUI_OK;
     }
-    return refuse(MIAOTUI_NO_MEMORY, "there is no memory for %lld sequences of %lld tokens", (long long)s->rows,
-                  (long long)s->capacity);
+    return refuse(MIAOTUI_NO_MEMORY, "there is no memory for %lld sequences of %lld tokens",
+                  (long long)s->rows, (long long)s->capacity);
 }
 
 static int allocate_all(miaotui_state *s)
@@ -86,9 +86,11 @@ miaotui_state *miaotui_state_new(miaotui_model *model, int64_t rows, int64_t cap
         refuse(MIAOTUI_BAD_ARGUMENT, "this model continues no token sequences, or none is open");
         return NULL;
     }
-    if (rows < 1 || rows > INT32_MAX || capacity < 1 || capacity > (roles->context ? roles->context : INT32_MAX)) {
-        refuse(MIAOTUI_BAD_ARGUMENT, "%lld sequences of %lld tokens: give at least 1 of both, at most %lld tokens",
-               (long long)rows, (long long)capacity, (long long)(roles->context ? roles->context : INT32_MAX));
+    if (rows < 1 || rows > INT32_MAX || capacity < 1 ||
+        capacity > (roles->context ? roles->context : INT32_MAX)) {
+        refuse(MIAOTUI_BAD_ARGUMENT,
+               "%lld sequences of %lld tokens: give at least 1 of both, at most %lld tokens", (long long)rows,
+               (long long)capacity, (long long)(roles->context ? roles->context : INT32_MAX));
         return NULL;
     }
     miaotui_state *s = calloc(1, sizeof *s);
@@ -148,7 +150,8 @@ static void fill_ones(void *mask, int dtype, int64_t count)
 }
 
 /* Run the encoder on one row, into the first row of the decoder's inputs; the other rows are copies of it. */
-static int encode(miaotui_state *s, const entry_info *encoder, const int64_t *ids, int64_t count, int64_t *mask)
+static int encode(miaotui_state *s, const entry_info *encoder, const int64_t *ids, int64_t count,
+                  int64_t *mask)
 {
     const decoding_info *roles = s->roles;
     int64_t sizes[encoder->size_count + 1];
@@ -194,7 +197,8 @@ int miaotui_encode(miaotui_state *s, const int64_t *ids, int64_t count)
     }
     int64_t *mask = calloc((size_t)count, sizeof *mask);
     if (!mask)
-        return refuse(MIAOTUI_NO_MEMORY, "there is no memory for a source text of %lld tokens", (long long)count);
+        return refuse(MIAOTUI_NO_MEMORY, "there is no memory for a source text of %lld tokens",
+                      (long long)count);
     int error = encode(s, &miaotui_program.entries[s->roles->encoder], ids, count, mask);
     free(mask);
     s->is_encoded = !error;
@@ -203,15 +207,17 @@ int miaotui_encode(miaotui_state *s, const int64_t *ids, int64_t count)
 
 /* ---- writing ---- */
 
-/* Append `tokens` ids to each of `batch` rows from `first` on; with `selected`, keep logits of the last one. */
-static int append(miaotui_state *s, int64_t first, int64_t batch, const int64_t *ids, int64_t tokens, int selected)
+/* Append `tokens` ids to each of `batch` rows from `first` on; `selected`: keep the last one's logits. */
+static int append(miaotui_state *s, int64_t first, int64_t batch, const int64_t *ids, int64_t tokens,
+                  int selected)
 {
     const decoding_info *roles = s->roles;
     int64_t sizes[s->entry->size_count + 1], last[1] = {tokens - 1};
     void *tensors[s->entry->tensor_count + 1];
     sizes_of(s, sizes, batch, tokens, selected);
     for (int i = 0; i < s->entry->tensor_count; i++)
-        tensors[i] = s->tensors[i].bytes ? s->tensors[i].bytes + (size_t)first * s->tensors[i].row_bytes : NULL;
+        tensors[i] =
+            s->tensors[i].bytes ? s->tensors[i].bytes + (size_t)first * s->tensors[i].row_bytes : NULL;
     tensors[roles->tokens] = (void *)ids;
     tensors[roles->lengths] = s->lengths + first;
     tensors[roles->select] = batch == 1 ? last : s->zeros; /* several rows get one token each */
@@ -239,8 +245,8 @@ static int check_room(const miaotui_state *s, int64_t row, int64_t tokens)
     if (s->roles->encoder >= 0 && !s->is_encoded)
         return refuse(MIAOTUI_BAD_ARGUMENT, "no source text was encoded: call miaotui_encode first");
     if (tokens > s->capacity - s->lengths[row])
-        return refuse(MIAOTUI_FULL, "row %lld holds %lld of %lld tokens, %lld more do not fit", (long long)row,
-                      (long long)s->lengths[row], (long long)s->capacity, (long long)tokens);
+        return refuse(MIAOTUI_FULL, "row %lld holds %lld of %lld tokens, %lld more do not fit",
+                      (long long)row, (long long)s->lengths[row], (long long)s->capacity, (long long)tokens);
     return MIAOTUI_OK;
 }
 
@@ -248,8 +254,8 @@ static int check_ids(const miaotui_state *s, const int64_t *ids, int64_t count, 
 {
     for (int64_t i = 0; i < count; i++)
         if (ids[i] < minimum || ids[i] >= s->roles->vocabulary)
-            return refuse(MIAOTUI_BAD_ARGUMENT, "token %lld is %lld, outside 0..%lld", (long long)i, (long long)ids[i],
-                          (long long)s->roles->vocabulary - 1);
+            return refuse(MIAOTUI_BAD_ARGUMENT, "token %lld is %lld, outside 0..%lld", (long long)i,
+                          (long long)ids[i], (long long)s->roles->vocabulary - 1);
     return MIAOTUI_OK;
 }
 
@@ -326,6 +332,9 @@ int miaotui_truncate(miaotui_state *s, int64_t row, int64_t length)
 
 int miaotui_reset(miaotui_state *s, int64_t row) { return miaotui_truncate(s, row, 0); }
 
-int64_t miaotui_vocabulary(void) { return miaotui_program.decoding ? miaotui_program.decoding->vocabulary : 0; }
+int64_t miaotui_vocabulary(void)
+{
+    return miaotui_program.decoding ? miaotui_program.decoding->vocabulary : 0;
+}
 
 int64_t miaotui_context(void) { return miaotui_program.decoding ? miaotui_program.decoding->context : 0; }
