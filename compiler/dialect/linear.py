@@ -41,6 +41,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 """Activations a Linear may end with, by name."""
 
+ACTIVATION_DTYPE = "miaotui.activations"
+"""Key of a weight tensor's metadata: ``BFLOAT16`` lets kernels round what they multiply it with, too."""
+
 
 def normalized(x: Array, norm: str, scale: Array | None, bias: Array | None, epsilon: float) -> Array:
     """``x`` after ``"rms"``, ``"layer"`` or no (``""``) normalization of its last axis, in float64."""

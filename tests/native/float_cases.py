@@ -19,7 +19,7 @@ from miaotui.compiler.dialect.linear import ACTIVATIONS
 Array = npt.NDArray[Any]
 HARNESS = Path(__file__).with_name("float_harness.c")
 NORMS = ("", "rms", "layer")
-FORMATS = {"WEIGHT_F32": 1, "WEIGHT_F16": 2, "WEIGHT_BF16": 3, "WEIGHT_SPARSE": 4}
+FORMATS = {"WEIGHT_F32": 1, "WEIGHT_F16": 2, "WEIGHT_BF16": 3, "WEIGHT_SPARSE": 4, "WEIGHT_BF16_BOTH": 5}
 """C's enumerators."""
 
 
@@ -99,6 +99,7 @@ class Kernels:
     """The harness, compiled for an instruction set."""
 
     def __init__(self, folder: Path, isa: Isa, flags: tuple[str, ...] = ()) -> None:
+        self.multiplies_bf16 = "AVX512-BF16" in isa.needs
         library = folder / "float.so"
         find_toolchain().compile([HARNESS], library, (*isa.flags, *flags))
         self.library = ctypes.CDLL(str(library))

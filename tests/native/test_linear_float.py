@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from miaotui.compiler.codegen.native.pack import PackedWeight
 from miaotui.compiler.codegen.native.pack.floats import pack_floats, pack_tensors
 from miaotui.compiler.codegen.native.pack.sparse import is_sparse, pack_sparse
-from miaotui.compiler.dialect.linear import ACTIVATIONS, linear
+from miaotui.compiler.dialect.linear import ACTIVATION_DTYPE, ACTIVATIONS, linear
 from native.float_cases import Array, Case, Kernels
 
 Pack: TypeAlias = Callable[[Sequence[ir.TensorProtocol]], PackedWeight]
@@ -254,3 +254,58 @@ def test_sparse_is_chosen_by_density_and_dtype() -> None:
     assert is_sparse(pruned(case, 0.5).weights)
     assert not is_sparse([*pruned(case, 0.5).weights, *case.weights])
     assert not is_sparse([tensor(np.zeros((64, 400)), ir.DataType.FLOAT16)])
+
+
+def rounding(case: Case) -> Case:
+    """The same with weights that let their activations be rounded as they are."""
+    weights = [tensor(w.numpy(), ir.DataType.BFLOAT16) for w in case.weights]
+    for weight in weights:
+        weight.metadata_props[ACTIVATION_DTYPE] = "BFLOAT16"
+    return replace(case, weights=weights)
+
+
+@given(
+    count=st.integers(4, 40),
+    columns=st.integers(1, 90),
+    rows=st.integers(1, 70),
+    gated=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60)
+def test_bf16_products_equal_the_reference_on_rounded_activations(
+    kernels: Kernels, count: int, columns: int, rows: int, gated: bool, seed: int
+) -> None:
+    case = rounding(make(count, columns, (rows, rows), seed, activation="relu", gated=gated))
+    y = kernels.linear(case, packed(case), 1 + seed % 3)
+    if kernels.multiplies_bf16:
+        case = replace(case, x=case.x.astype(ir.DataType.BFLOAT16.numpy()).astype(np.float32))
+    wanted = expected(case)
+    assert np.abs(y - wanted).max() <= bound(case) * max(1, np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 30, 337])
+def test_bf16_products_of_normed_rows_stay_near(kernels: Kernels, count: int) -> None:
+    case = rounding(make(count, 1100, (100,), count, norm="rms"))
+    y = kernels.linear(case, packed(case))
+    few = count < 4 or not kernels.multiplies_bf16
+    assert np.abs(y - expected(case)).max() < (1e-4 if few else 0.05)
+    for threads in (2, 3, 8):
+        assert np.array_equal(kernels.linear(case, packed(case), threads), y)
+
+
+def test_activations_are_rounded_only_where_all_weights_allow_it(kernels: Kernels) -> None:
+    case = make(8, 300, (40, 40), dtype=ir.DataType.BFLOAT16)
+    both = rounding(case)
+    mixed = replace(case, weights=[both.weights[0], case.weights[1]])
+    assert [p.format for p in packed(mixed)] == ["WEIGHT_BF16_BOTH", "WEIGHT_BF16"]
+    check(kernels, mixed)
+
+
+def test_bf16_products_keep_nan_and_infinity(kernels: Kernels) -> None:
+    case = rounding(make(5, 41, (40,), residual=False))
+    x = case.x.copy()
+    x[1, 7], x[3, 40] = np.inf, np.nan
+    y = kernels.linear(replace(case, x=x), packed(case))
+    assert np.isfinite(y[[0, 2, 4]]).all()
+    assert np.isinf(y[1]).all()
+    assert np.isnan(y[3]).all()

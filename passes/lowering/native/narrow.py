@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from ....compiler.dialect.linear import ACTIVATION_DTYPE
 from ....compiler.errors import OptionError
 from ....compiler.ir.provenance import add_passes
 from ....compiler.ir.rewrite import Rewriter
@@ -22,10 +23,11 @@ _GREATEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class NativeWeights(Pass):
-    """Store float weights of linear layers in 16 bits; they are multiplied in float32 all the same.
+    """Store float weights of linear layers in 16 bits; their products are summed in float32.
 
     ``dtype``: ``auto`` narrows what is a bfloat16 or float16 in every element already, as in models that were
-    stored so; ``fp16`` and ``bf16`` round; ``fp32`` leaves all as it is.
+    stored so; ``fp16`` and ``bf16`` round; ``fp32`` leaves all as it is. ``bf16`` rounds activations too, where
+    several rows are multiplied at once and the CPU multiplies bfloat16.
     """
 
     name: ClassVar[str] = "native-weights"
@@ -76,6 +78,7 @@ def _weights(graph: ir.Graph | ir.Function) -> dict[ir.Value, list[ir.Node]]:
 
 def _narrowed(tensor: ir.TensorProtocol, dtype: str) -> ir.TensorProtocol | str:
     """``tensor`` in 16 bits, made when it is read; or why it stays as it is ("" if that is no news)."""
+    rounds = dtype == "bf16"
     if dtype == "auto":
         array = tensor.numpy()
         names = [name for name in ("bf16", "fp16") if _is_exact(array, name)]
@@ -85,12 +88,15 @@ def _narrowed(tensor: ir.TensorProtocol, dtype: str) -> ir.TensorProtocol | str:
     elif dtype == "fp16" and float(np.abs(tensor.numpy()).max(initial=0)) > _GREATEST:
         return f"it reaches beyond {_GREATEST:g}, where float16 ends"
     kind = DTYPES[dtype]
-    return ir.LazyTensor(
+    made = ir.LazyTensor(
         lambda: ir.Tensor(tensor.numpy().astype(kind.numpy()), dtype=kind),
         dtype=kind,
         shape=ir.Shape(tensor.shape.numpy()),
         name=tensor.name,
     )
+    if rounds:
+        made.metadata_props[ACTIVATION_DTYPE] = kind.name
+    return made
 
 
 def _is_exact(array: Array, name: str) -> bool:

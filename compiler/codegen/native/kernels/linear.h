@@ -61,7 +61,7 @@ INLINE void prepare_rows(const linear_spec *spec, const linear_args *args, range
         if (quantized)
             quantize_row(x, spec->columns, r, args->count, prepared);
         else
-            prepare_float_row(x, spec->columns, r, args->count, prepared);
+            prepare_float_row(format_for(spec, 0, args->count), x, spec->columns, r, args->count, prepared);
     }
 }
 

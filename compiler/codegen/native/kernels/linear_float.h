@@ -8,10 +8,21 @@
 #ifndef MIAOTUI_LINEAR_FLOAT_H
 #define MIAOTUI_LINEAR_FLOAT_H
 
-#include "isa/isa.h"
+#include "isa/bf16.h"
 #include "linear_store.h"
 
-enum { WEIGHT_F32 = 1, WEIGHT_F16 = 2, WEIGHT_BF16 = 3, WEIGHT_SPARSE = 4 };
+/* WEIGHT_BF16_BOTH: bf16 too, of a layer that may round its activations so. From BF16_COUNT rows on it does where the
+ * CPU multiplies pairs of bf16, which is twice as fast; the sums are float32 all the same. */
+enum { WEIGHT_F32 = 1, WEIGHT_F16 = 2, WEIGHT_BF16 = 3, WEIGHT_SPARSE = 4, WEIGHT_BF16_BOTH = 5, BF16_COUNT = 4 };
+
+/* How part `p` of a layer is multiplied with `count` rows: its format, BF16_BOTH only where all parts round. */
+INLINE int format_for(const linear_spec *spec, int p, int64_t count)
+{
+    int both = MIAOTUI_BF16_DOT && count >= BF16_COUNT;
+    for (int i = 0; i < spec->parts; i++)
+        both &= spec->part[i].format == WEIGHT_BF16_BOTH;
+    return spec->part[p].format == WEIGHT_BF16_BOTH && !both ? WEIGHT_BF16 : spec->part[p].format;
+}
 
 /* The blocks of sums that stay in registers: batch rows times tiles. X(rows, tiles). */
 #if defined(__AVX512F__)
@@ -57,13 +68,23 @@ INLINE int64_t float_row_bytes(int columns)
     return chunks_of(columns).count * CHUNK_STRIDE * (int64_t)sizeof(float);
 }
 
-/* Copy row `row` of `count` to its place among the prepared ones: float[chunks][count][CHUNK_STRIDE]. */
-INLINE void prepare_float_row(const float *x, int columns, int64_t row, int64_t count, unsigned char *prepared)
+/* Copy row `row` of `count` to its place among the prepared ones: float[chunks][count][CHUNK_STRIDE]. For weights of
+ * BF16_BOTH: its numbers in bf16, as many behind them as fill a pair, with the same strides. */
+INLINE void prepare_float_row(int format, const float *x, int columns, int64_t row, int64_t count,
+                              unsigned char *prepared)
 {
     const chunking c = chunks_of(columns);
     for (int i = 0; i < c.count; i++) {
-        int begin = i * c.columns, width = (int)min64(c.columns, columns - begin);
-        memcpy((float *)prepared + (i * count + row) * CHUNK_STRIDE, x + begin, (size_t)width * sizeof(float));
+        const int begin = i * c.columns, width = (int)min64(c.columns, columns - begin);
+        float *to = (float *)prepared + (i * count + row) * CHUNK_STRIDE;
+        if (format == WEIGHT_BF16_BOTH) {
+            uint16_t *rounded = (uint16_t *)to;
+            for (int k = 0; k < width; k++)
+                rounded[k] = bfloat16_of(x[begin + k]);
+            rounded[width] = 0;
+        } else {
+            memcpy(to, x + begin, (size_t)width * sizeof(float));
+        }
     }
 }
 
@@ -72,7 +93,7 @@ INLINE int64_t column_bytes(int format) { return format == WEIGHT_F32 ? 64 : 32;
 
 INLINE int64_t float_tile_bytes(int format, int columns)
 {
-    return column_bytes(format) * (format == WEIGHT_BF16 ? (columns + 1) / 2 * 2 : columns);
+    return column_bytes(format) * (format == WEIGHT_BF16 || format == WEIGHT_BF16_BOTH ? (columns + 1) / 2 * 2 : columns);
 }
 
 /* 16 weights of the column even + odd. */
@@ -80,7 +101,7 @@ INLINE f32x16 weights16(int format, const unsigned char *w, int64_t even, int od
 {
     if (format == WEIGHT_F32)
         return *(const f32x16 *)(w + 64 * (even + odd));
-    if (format == WEIGHT_BF16) {
+    if (format == WEIGHT_BF16 || format == WEIGHT_BF16_BOTH) {
         u32x16 pair = *(const u32x16 *)(w + 32 * even);
         return (f32x16)(odd ? pair & 0xffff0000 : pair << 16);
     }
@@ -101,6 +122,8 @@ typedef struct fetch {
 } fetch;
 
 enum { STRIDE = 4 };
+
+typedef uint32_t uint32_unaliased __attribute__((may_alias));
 
 /* sums[tile][row][16] (tiles `sums_step` floats apart) = or, if not `first`, += w x^T over `columns`.
  * x: rows of CHUNK_STRIDE floats. w: tiles `step` bytes apart. */
@@ -131,6 +154,21 @@ INLINE void multiply_block(const int format, const int rows, const int tiles, co
             d[r] += q * s;                                                                                   \
         }                                                                                                    \
     } while (0)
+#define ADD_PAIR(even)                                                                                       \
+    do {                                                                                                     \
+        const unsigned char *v = w + 32 * (even);                                                            \
+        EACH_ROW                                                                                             \
+        {                                                                                                    \
+            const uint32_t s = *(const uint32_unaliased *)(x + r * CHUNK_STRIDE + (even) / 2);               \
+            a[r] = dot_pair(a[r], v, s);                                                                     \
+            if (tiles > 1)                                                                                   \
+                b[r] = dot_pair(b[r], v + step, s);                                                          \
+            if (tiles > 2) {                                                                                 \
+                c[r] = dot_pair(c[r], v + 2 * step, s);                                                      \
+                d[r] = dot_pair(d[r], v + 3 * step, s);                                                      \
+            }                                                                                                \
+        }                                                                                                    \
+    } while (0)
     EACH_ROW
     {
         a[r] = START(0);
@@ -141,10 +179,18 @@ INLINE void multiply_block(const int format, const int rows, const int tiles, co
     for (; k + STRIDE <= columns; k += STRIDE) {
         for (int i = 0; i < next.lines; i++, next.at += 64)
             __builtin_prefetch(next.at);
-        _Pragma("GCC unroll 4") for (int i = 0; i < STRIDE; i++) ADD_COLUMN(k + i / 2 * 2, i % 2);
+        if (format == WEIGHT_BF16_BOTH) {
+            ADD_PAIR(k);
+            ADD_PAIR(k + 2);
+        } else {
+            _Pragma("GCC unroll 4") for (int i = 0; i < STRIDE; i++) ADD_COLUMN(k + i / 2 * 2, i % 2);
+        }
     }
-    for (; k < columns; k++)
-        ADD_COLUMN(k / 2 * 2, k % 2);
+    for (; k < columns; k += format == WEIGHT_BF16_BOTH ? 2 : 1)
+        if (format == WEIGHT_BF16_BOTH)
+            ADD_PAIR(k);
+        else
+            ADD_COLUMN(k / 2 * 2, k % 2);
     EACH_ROW
     {
         store16(SUMS_AT(0), a[r]);
@@ -159,6 +205,7 @@ INLINE void multiply_block(const int format, const int rows, const int tiles, co
 #undef SUMS_AT
 #undef START
 #undef ADD_COLUMN
+#undef ADD_PAIR
 }
 
 /* One function for each format and block, shared by all layers: `multiply_F32_14x2`. */
@@ -180,6 +227,9 @@ FLOAT_BLOCKS(X)
 #define X(rows, tiles) FLOAT_BLOCK(BF16, rows, tiles)
 FLOAT_BLOCKS(X)
 #undef X
+#define X(rows, tiles) FLOAT_BLOCK(BF16_BOTH, rows, tiles)
+FLOAT_BLOCKS(X)
+#undef X
 
 /* Blocks by tiles and rows; NULL where such a block doesn't fit the registers. */
 INLINE float_block block_of(int format, int tiles, int rows)
@@ -193,7 +243,15 @@ INLINE float_block block_of(int format, int tiles, int rows)
 #define X(rows, tiles) FLOAT_ENTRY(BF16, rows, tiles)
     static const float_block bf16[5][BLOCK_ROWS + 1] = {FLOAT_BLOCKS(X)};
 #undef X
-    return format == WEIGHT_F32 ? f32[tiles][rows] : format == WEIGHT_F16 ? f16[tiles][rows] : bf16[tiles][rows];
+#define X(rows, tiles) FLOAT_ENTRY(BF16_BOTH, rows, tiles)
+    static const float_block bf16_both[5][BLOCK_ROWS + 1] = {FLOAT_BLOCKS(X)};
+#undef X
+    switch (format) {
+    case WEIGHT_F32: return f32[tiles][rows];
+    case WEIGHT_F16: return f16[tiles][rows];
+    case WEIGHT_BF16: return bf16[tiles][rows];
+    default: return MIAOTUI_BF16_DOT ? bf16_both[tiles][rows] : bf16[tiles][rows];
+    }
 }
 
 /* How many of `left` tiles of the weight are multiplied with `rows` rows at once. */

@@ -10,7 +10,7 @@
 INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
                         range rows, range tiles)
 {
-    const int format = spec->part[p].format, pair = spec->gated ? 2 : 1;
+    const int format = format_for(spec, p, args->count), pair = spec->gated ? 2 : 1;
     const int64_t rows_of_x = prepared ? args->count : 0;
     const float *x = prepared ? (const float *)prepared : args->x;
     float sums[FLOAT_ROWS * 2 * TILE];

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ....dialect.linear import ACTIVATION_DTYPE
 from ....ir.constants import constant_tensor
 from ....reference import Array
 from ..constants import array_of
@@ -55,7 +56,13 @@ def pack_tensors(tensors: Sequence[ir.TensorProtocol]) -> PackedWeight:
     rows, columns = tensors[0].shape.numpy()
     tiles = -(-rows // TILE)
     size = len(tensors) * tiles * TILE * _padded(columns, dtype) * dtype.itemsize
-    return PackedWeight(FORMATS[dtype], 0, rows, columns, int(size), lambda: _chunks(tensors, dtype))
+    both = dtype == ir.DataType.BFLOAT16 and all(_rounds_activations(t) for t in tensors)
+    form = FORMATS[dtype] + "_BOTH" * both
+    return PackedWeight(form, 0, rows, columns, int(size), lambda: _chunks(tensors, dtype))
+
+
+def _rounds_activations(tensor: ir.TensorProtocol) -> bool:
+    return getattr(tensor, "metadata_props", {}).get(ACTIVATION_DTYPE) == ir.DataType.BFLOAT16.name
 
 
 def _padded(columns: int, dtype: ir.DataType) -> int:
