@@ -26,8 +26,8 @@ class NativeWeights(Pass):
     """Store float weights of linear layers in 16 bits; their products are summed in float32.
 
     ``dtype``: ``auto`` narrows what is a bfloat16 or float16 in every element already, as in models that were
-    stored so; ``fp16`` and ``bf16`` round; ``fp32`` leaves all as it is. ``bf16`` rounds activations too, where
-    several rows are multiplied at once and the CPU multiplies bfloat16.
+    stored so; ``fp16`` and ``bf16`` round; ``fp32`` leaves all as it is. ``bf16`` rounds activations too,
+    where several rows are multiplied at once and the CPU multiplies bfloat16.
     """
 
     name: ClassVar[str] = "native-weights"
