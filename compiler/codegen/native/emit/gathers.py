@@ -54,23 +54,27 @@ def _gather_nd(node: ir.Node, entry: Entry) -> None:
     batch, rank = node.attributes.get_int("batch_dims", 0), len(index.shape) - 1
     depth = index.shape[-1]
     assert isinstance(depth, int)
-    names = names_of(rank)
+    given = (*source.strides[:batch], *[0] * (rank - batch))
+    sizes, (i_steps, x_steps, y_steps) = joined(
+        index.shape[:-1], (index.strides[:-1], given, target.strides[:rank])
+    )
+    names = names_of(len(sizes))
     indexed = source.strides[batch : batch + depth]
     ats = [f"at{d or ''}" for d in range(depth)]
     lines = []
     for d, at in enumerate(ats):
-        where = offset(names, index.strides[:-1]) + offset([str(d)], [index.strides[-1] if d else 0])
+        where = offset(names, i_steps) + offset([str(d)], [index.strides[-1] if d else 0])
         found = f"{index.pointer}[{index_of(where)}]"
         lines.append(f"int64_t {at} = {checked(node, found, source.shape[batch + d])};")
     lines += _copy(
         [f"{at} >= 0" for at in ats],
-        _View(source, offset(names[:batch], source.strides[:batch]) + offset(ats, indexed)),
-        _View(target, offset(names, target.strides[:rank])),
+        _View(source, offset(names, x_steps) + offset(ats, indexed)),
+        _View(target, offset(names, y_steps)),
         target.shape[rank:],
         source.strides[batch + depth :],
         target.strides[rank:],
     )
-    entry.step(node, over_rows(index.shape[:-1], lines, _grain(target.shape[rank:])))
+    entry.step(node, over_rows(sizes, lines, _grain(target.shape[rank:])))
 
 
 def _gather_elements(node: ir.Node, entry: Entry) -> None:
@@ -78,16 +82,17 @@ def _gather_elements(node: ir.Node, entry: Entry) -> None:
     source, index = entry.view(data), entry.view(indices)
     target = entry.new(node.outputs[0])
     axis = node.attributes.get_int("axis", 0) % len(source.shape)
-    names = names_of(len(target.shape))
     strides = [0 if a == axis else s for a, s in enumerate(source.strides)]
-    found = f"{index.pointer}[{index_of(offset(names, index.strides))}]"
+    sizes, (i_steps, x_steps, y_steps) = joined(target.shape, (index.strides, strides, target.strides))
+    names = names_of(len(sizes))
+    found = f"{index.pointer}[{index_of(offset(names, i_steps))}]"
     lines = [
         f"int64_t at = {checked(node, found, source.shape[axis])};",
         "if (at >= 0)",
-        f"    {target.pointer}[{index_of(offset(names, target.strides))}]"
-        f" = {source.pointer}[{index_of(offset([*names, 'at'], [*strides, source.strides[axis]]))}];",
+        f"    {target.pointer}[{index_of(offset(names, y_steps))}]"
+        f" = {source.pointer}[{index_of(offset([*names, 'at'], [*x_steps, source.strides[axis]]))}];",
     ]
-    entry.step(node, over_rows(target.shape, lines, SMALL // 4))
+    entry.step(node, over_rows(sizes, lines, SMALL // 4))
 
 
 class _View:
@@ -95,6 +100,7 @@ class _View:
 
     def __init__(self, view: View, added: str) -> None:
         self.ctype, self.text = view.ctype, f"{view.pointer}{added}"
+        self.element = f"{view.pointer}[{index_of(added)}]"
 
 
 def _copy(
@@ -109,11 +115,11 @@ def _copy(
     sizes, (old, new) = joined(shape, (source_strides, target_strides))
     head = f"if ({' && '.join(conditions)})"
     if not sizes:
-        return [head, f"    ({target.text})[0] = ({source.text})[0];"]
+        return [head, f"    {target.element} = {source.element};"]
     if len(sizes) == 1 and old == new == (1,):
         return [
             head,
-            f"    memcpy({target.text}, {source.text}, (size_t){sizes[0]} * sizeof({source.ctype}));",
+            f"    memcpy({target.text}, {source.text}, {_bytes(sizes[0], source.ctype)});",
         ]
     names = "abcdefgh"[: len(sizes)]
     lines = [

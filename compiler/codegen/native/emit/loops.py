@@ -11,6 +11,9 @@ from .base import Size, View, bare, times
 SMALL = 4096
 """Elements below which a loop is one worker's: sharing them would cost more than it saves."""
 
+ROW = 64
+"""Elements from which an inner loop is long enough to be alone."""
+
 _AXES = "ijklmnpqtuvz"
 
 
@@ -80,6 +83,19 @@ def joined(
     return sizes, [tuple(s) for s in steps]
 
 
+def _by_rows(
+    shape: Sequence[Size], strides: Sequence[Sequence[Size]]
+) -> tuple[list[Size], list[tuple[Size, ...]]]:
+    """``joined``, but a long last axis stays alone where not all are one: there are more rows to share."""
+    sizes, steps = joined(shape, strides)
+    last = next((axis for axis in reversed(range(len(shape))) if shape[axis] != 1), 0)
+    inner = shape[last] if shape else 1
+    if len(sizes) < 2 or sizes[-1] == inner or (isinstance(inner, int) and inner < ROW):
+        return sizes, steps
+    sizes, steps = joined(shape[:last], [s[:last] for s in strides])
+    return [*sizes, inner], [(*outer, s[last]) for outer, s in zip(steps, strides, strict=True)]
+
+
 def offset(names: Sequence[str], strides: Sequence[Size]) -> str:
     """What to add to a pointer for the indices ``names``; empty if nothing."""
     parts = [
@@ -107,7 +123,7 @@ def loop(
 
     ``grain``: elements that a worker takes at least, fewer where one costs more.
     """
-    sizes, strides = joined(shape, [o.strides for o in operands])
+    sizes, strides = _by_rows(shape, [o.strides for o in operands])
     if not sizes:
         lines = body([f"{o.view.pointer}[0]" for o in operands])
         return _block("if (w->index == 0)", lines)
