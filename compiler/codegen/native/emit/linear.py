@@ -24,7 +24,8 @@ def c_float(value: float) -> str:
     >>> c_float(1), c_float(1e-5)
     ('1.0f', '1e-05f')
     """
-    return f"{value!r}f" if "inf" not in repr(float(value)) else "INFINITY"
+    text = repr(float(value))
+    return "INFINITY" if "inf" in text else f"{text}f"
 
 
 def rows(value: ir.Value, entry: Entry) -> tuple[View, Size, Size]:
