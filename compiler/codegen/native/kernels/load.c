@@ -90,11 +90,9 @@ static int map_weights(miaotui_model *model, const char *path)
         error = check_header(&header, (uint64_t)info.st_size, path);
     if (!error) {
         model->weights_size = (size_t)info.st_size;
-        void *map = mmap(NULL, model->weights_size, PROT_READ, MAP_PRIVATE, file, 0);
-        if (map == MAP_FAILED)
+        model->weights = pages_map(&model->pages, file, model->weights_size);
+        if (!model->weights)
             error = refuse(MIAOTUI_NO_MEMORY, "%s: can't be mapped: %s", path, strerror(errno));
-        else
-            model->weights = map;
     }
     close(file);
     return error;
@@ -145,7 +143,7 @@ void miaotui_close(miaotui_model *model)
     if (model->pool)
         pool_close(model->pool);
     if (model->weights)
-        munmap((void *)model->weights, model->weights_size);
+        pages_close(&model->pages, model->weights_size);
     free(model->arena.bytes);
     free(model->dropped.bytes);
     pthread_mutex_destroy(&model->lock);
@@ -303,6 +301,7 @@ static int reserve(block *memory, double bytes, const char *what)
     if (bytes > MAX_BYTES || posix_memalign(&made, 64, (size_t)bytes + 64))
         return refuse(MIAOTUI_NO_MEMORY, "%s: there is no memory for %.0f MB of intermediate values", what,
                       bytes / 1e6);
+    ask_for_large(made, (size_t)bytes);
     *memory = (block){made, (size_t)bytes};
     return MIAOTUI_OK;
 }
@@ -352,6 +351,7 @@ static int run_checked(miaotui_model *model, const entry_info *entry, const int6
     }
     call c = {.sizes = sizes, .tensors = places, .weights = model->weights, .arena = model->arena.bytes};
     job j = {entry, &c};
+    pages_place(&model->pages);
     pool_run(model->pool, run_worker, &j);
     return c.error ? refuse(MIAOTUI_BAD_ARGUMENT, "%s: %s", entry->name, c.error) : MIAOTUI_OK;
 }

@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include "pages.h"
 #include "program.h"
 
 /* Memory that only ever grows; what it held is lost when it does. */
@@ -18,6 +19,7 @@ struct miaotui_model {
     int threads;
     const unsigned char *weights;
     size_t weights_size;
+    pages pages; /* where they lie */
     block arena, dropped;
 };
 

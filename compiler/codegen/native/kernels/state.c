@@ -1,4 +1,5 @@
 /* Sequences being written: rows of a cache, continued through the entry with state. */
+#define _GNU_SOURCE
 #include <stdlib.h>
 
 #include "runtime.h"
