@@ -1,30 +1,11 @@
-/* Runs linear layers whose specs are known only here: every format by the same code, its loops not unrolled. */
+/* Runs linear layers whose specs are known only here: every format by the same code, its loops not unrolled.
+ * With FORMAT and GROUP: layers of one part in that format, specialised as in a model. */
 #include <stdlib.h>
 
+#ifndef FORMAT
 #define UNROLL
 #define INLINE static inline
-#define MIAOTUI_LINEAR_FLOAT_TILES_H /* not here: it takes long to compile */
-#include "linear_spec.h"
-
-INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
-                        range rows, range tiles)
-{
-    (void)spec, (void)args, (void)p, (void)prepared, (void)rows, (void)tiles;
-}
-
-INLINE void prepare_float_row(const float *x, int64_t columns, int64_t row, int64_t count, unsigned char *prepared)
-{
-    (void)x, (void)columns, (void)row, (void)count, (void)prepared;
-}
-
-INLINE void unpack_row_float(const linear_part *part, int columns, const unsigned char *w, int64_t row, float *y)
-{
-    (void)part, (void)columns, (void)w, (void)row, (void)y;
-}
-
-INLINE int64_t float_row_bytes(int columns) { return columns; }
-INLINE int64_t float_block_rows(int64_t count) { return count; }
-
+#endif
 #include "linear.h"
 
 typedef struct job {
@@ -35,7 +16,17 @@ typedef struct job {
 static void any(worker *w, void *context)
 {
     const job *j = context;
+#ifdef FORMAT
+    linear_spec spec = *j->spec;
+    spec.part[0].format = FORMAT;
+    spec.part[0].group = GROUP;
+    spec.parts = 1;
+    spec.gated = 0;
+    spec.act = ACT_NONE;
+    linear(w, &spec, j->args);
+#else
     linear(w, j->spec, j->args);
+#endif
 }
 
 /* 0 if there was no memory for it. */
@@ -61,13 +52,16 @@ void run_unpack(const linear_part *part, int columns, const unsigned char *weigh
     unpack_row(part, columns, weight, row, y);
 }
 
-/* One row alone: codes int8[columns], scales float[columns / 32], with whole blocks. */
+/* One row alone: codes int8[columns], scales float and less int32[columns / 32], of whole blocks. */
 void run_quantize(const float *x, int64_t columns, int8_t *codes, float *scales, int32_t *less)
 {
+    unsigned char block[CODED_BYTES];
+    coded from = coded_row(block, 1, 0);
     for (int64_t b = 0; b < columns / CODES; b++) {
-        int32_t first;
-        float sum;
-        quantize_block(x + b * CODES, (coded){codes + b * CODES, scales + b, &sum, less + b, &first});
+        quantize_row(x + b * CODES, CODES, 0, 1, block);
+        memcpy(codes + b * CODES, from.codes, CODES);
+        scales[b] = *from.scale;
+        less[b] = *from.less;
     }
 }
 

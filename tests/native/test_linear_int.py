@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from miaotui.compiler.codegen.native.pack.blocked import pack_blocked, pack_gated, pack_rows
-from miaotui.compiler.codegen.native.targets import ISAS, can_run
+from miaotui.compiler.codegen.native.targets import ISAS, can_run, isa_of
+from miaotui.compiler.codegen.native.toolchain import find_toolchain
 from miaotui.compiler.dialect.linear import ACTIVATIONS
+from miaotui.compiler.options import Target
 from native.int_weights import INT8, MAKERS, UINT8, tensor
 from native.linear_cases import Array, Case, Kernels, contents
 
 TOLERANCE = 2e-5
 """Greatest error against the largest sum of absolute products; the reference rounds activations too."""
+
+CFLAGS = tuple(os.environ.get("MIAOTUI_TEST_CFLAGS", "").split())
 
 FLAGS = {
     "avx512-vnni": ("-march=x86-64-v4", "-mavx512vnni"),
@@ -38,7 +47,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The kernels for every instruction set that this machine runs."""
     if request.param in NEEDS and not can_run(ISAS[NEEDS[request.param]]):
         pytest.skip(f"this CPU has no {request.param}")
-    return Kernels(tmp_path_factory.mktemp("linear"), ("-O2", *FLAGS[request.param]))
+    return Kernels(tmp_path_factory.mktemp("linear"), ("-O2", *FLAGS[request.param], *CFLAGS))
 
 
 def a_case(name: str, count: int, rows: int, columns: int, seed: int = 0) -> Case:
@@ -204,3 +213,36 @@ def test_large_weights_are_packed_piece_by_piece() -> None:
     sizes = [c.size for c in packed.chunks()]
     assert len(sizes) > 1 and sum(sizes) == packed.size
     assert contents(packed).size >= packed.size
+
+
+@pytest.mark.parametrize("name", ["q4_1", "q8_0", "q5_k", "q6_k"])
+def test_specialised_code_gives_the_same(name: str, tmp_path: Path) -> None:
+    toolchain, isa = find_toolchain(), isa_of(Target("cpu"))
+    form = f"-DFORMAT=WEIGHT_INT({MAKERS[name][2]})"
+    group = 16 if name == "q6_k" else 32
+    kernels = Kernels(tmp_path, (*toolchain.cpu(isa), form, f"-DGROUP={group}", *CFLAGS))
+    for count in (1, 2, 4, 8, 15, 16):
+        case = a_case(name, count, 72, 2 * MAKERS[name][1])
+        y = kernels(case)
+        assert_close(case, y)
+        np.testing.assert_array_equal(kernels(case, 3), y)
+        np.testing.assert_array_equal(kernels(replace(case, x=case.x[-1:])), y[-1:])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="preloads gcc's libraries")
+def test_nothing_is_read_or_written_outside_of_arrays() -> None:
+    """This file again, with the address and undefined-behaviour sanitizers."""
+    libraries = [
+        subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(text.strip() for text in libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "MIAOTUI_TEST_CFLAGS": "-fsanitize=address,undefined",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

@@ -241,8 +241,11 @@ INLINE void int_block(const linear_spec *spec, const linear_args *args, int p, i
     if (rows == 1)
         for (int t = 0; t < tiles; t++) /* one after the other: memory is read in one stream */
             dot_tiles(part, spec->columns, w + t * bytes, 1, x, at, 1, stride, sums + t * PIECES);
-    else
+    else {
+        for (int r = 0; r < rows; r++)
+            prefetch_output(spec, args, p, row + at + r, tile, spec->gated ? 1 : tiles);
         dot_tiles(part, spec->columns, w, tiles, x, at, rows, stride, sums);
+    }
     UNROLL for (int r = 0; r < rows; r++) {
         if (spec->gated)
             store_gated(spec, args, row + at + r, tile, join_pieces(sums + r, rows),

@@ -24,13 +24,32 @@ INLINE f32x16 with_bias(const float *bias, int64_t at, int64_t width, f32x16 v)
     return bias ? v + (width == TILE ? load16(bias + at) : load_part(bias + at, width, 0)) : v;
 }
 
+/* Where tile `tile` of part `p` begins among the outputs of a row. */
+INLINE int64_t output_at(const linear_spec *spec, int p, int64_t tile)
+{
+    int64_t at = tile * TILE;
+    for (int i = 0; i < p; i++)
+        at += spec->part[i].rows;
+    return at;
+}
+
+/* Fetch the lines that `tiles` tiles of a row are going to be stored in, while they are computed. */
+INLINE void prefetch_output(const linear_spec *spec, const linear_args *args, int p, int64_t row, int64_t tile,
+                            int tiles)
+{
+    const int64_t at = output_at(spec, p, tile);
+    for (int t = 0; t < tiles; t++) {
+        __builtin_prefetch(args->y + row * args->y_stride + at + t * TILE, 1);
+        if (args->residual && args->residual != args->y)
+            __builtin_prefetch(args->residual + row * args->residual_stride + at + t * TILE);
+    }
+}
+
 /* `v`: tile `tile` of part `p`, row `row` of the batch: all 16 outputs, or those that the last tile has. */
 INLINE void store_finished(const linear_spec *spec, const linear_args *args, int p, int64_t row, int64_t tile,
                            f32x16 v)
 {
-    int64_t at = tile * TILE, width = min64(TILE, spec->part[p].rows - at);
-    for (int i = 0; i < p; i++)
-        at += spec->part[i].rows;
+    const int64_t at = output_at(spec, p, tile), width = min64(TILE, spec->part[p].rows - tile * TILE);
     float *y = args->y + row * args->y_stride + at;
     const float *residual = args->residual ? args->residual + row * args->residual_stride + at : NULL;
     if (width == TILE) {

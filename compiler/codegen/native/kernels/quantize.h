@@ -71,35 +71,56 @@ INLINE i32x4 two_sums(vi32 a, vi32 b)
     return pairs + __builtin_shufflevector(pairs, pairs, 1, 0, 3, 2);
 }
 
-INLINE void quantize_block(const float *x, coded to)
+/* The bits of the largest magnitude of 32 floats. */
+INLINE int32_t largest_size(const float *x)
 {
-    vf32 values[CODES / LANES];
     vi32 most = {0};
-    for (int i = 0; i < CODES / LANES; i++) {
-        values[i] = *(const vf32_unaligned *)(x + i * LANES);
-        vi32 size = (vi32)values[i] & 0x7fffffff; /* floats without sign sort as integers */
+    for (int i = 0; i < CODES; i += LANES) {
+        vi32 size = (vi32)*(const vf32_unaligned *)(x + i) & 0x7fffffff; /* floats without sign sort as integers */
         vi32 more = size > most;
         most = (size & more) | (most & ~more);
     }
-    int32_t bits = largest_lane(most);
-    float largest, factor = 0;
-    memcpy(&largest, &bits, sizeof largest);
-    if (largest < 1e-30f)
-        largest = 0; /* 127 / largest would be infinite */
-    else
-        factor = 127.0f / largest;
+    return largest_lane(most);
+}
+
+/* 32 floats as codes of x * factor. */
+INLINE void quantize_block(const float *x, float factor, float scale, coded to)
+{
     vi32 sums[2] = {{0}, {0}};
     for (int i = 0; i < CODES / LANES; i++) {
-        vi32 code = round_lanes(values[i] * factor) << 24 >> 24; /* of NaN, anything that fits */
+        vf32 value = *(const vf32_unaligned *)(x + i * LANES) * factor;
+        vi32 code = round_lanes(value) << 24 >> 24; /* of NaN, anything that fits */
         narrow small = __builtin_convertvector(code, narrow);
         memcpy(to.codes + i * LANES, &small, sizeof small);
         sums[i * LANES / 16] += code;
     }
     i32x4 less = -two_sums(sums[0] + sums[1], sums[0]);
-    *to.scale = largest / 127.0f;
-    *to.sum = *to.scale * (float)-less[0];
+    *to.scale = scale;
+    *to.sum = scale * (float)-less[0];
     *to.less = less[0];
     *to.less_first = less[2];
+}
+
+enum { BLOCKS_AT_ONCE = 16 };
+
+/* The scale of blocks is their largest magnitude over 127; one below 1e-30, whose inverse could be infinite, is 0.
+ * Three loops over some blocks, each of short chains, of which the CPU runs many at a time. */
+INLINE void quantize_blocks(const float *x, int64_t blocks, unsigned char *block, int rows, int i)
+{
+    for (int64_t first = 0; first < blocks; first += BLOCKS_AT_ONCE) {
+        const int count = (int)min64(blocks - first, BLOCKS_AT_ONCE);
+        float most[BLOCKS_AT_ONCE] = {0}, factors[BLOCKS_AT_ONCE], scales[BLOCKS_AT_ONCE];
+        for (int b = 0; b < count; b++) {
+            int32_t bits = largest_size(x + (first + b) * CODES);
+            memcpy(&most[b], &bits, sizeof bits);
+        }
+        for (int b = 0; b < BLOCKS_AT_ONCE; b++) {
+            factors[b] = most[b] < 1e-30f ? 0 : 127.0f / most[b];
+            scales[b] = most[b] < 1e-30f ? 0 : most[b] / 127.0f;
+        }
+        for (int b = 0; b < count; b++, block += rows * CODED_BYTES)
+            quantize_block(x + (first + b) * CODES, factors[b], scales[b], coded_row(block, rows, i));
+    }
 }
 
 /* Row `row` of `count`: float[columns] to where its group lies in `prepared`. */
@@ -108,13 +129,14 @@ INLINE void quantize_row(const float *x, int64_t columns, int64_t row, int64_t c
     int64_t begin = row / ROW_GROUP * ROW_GROUP;
     while (row >= begin + group_rows(begin, count))
         begin += group_rows(begin, count);
-    int rows = group_rows(begin, count), i = (int)(row - begin);
+    const int rows = group_rows(begin, count), i = (int)(row - begin);
+    const int64_t whole = columns / CODES, rest = columns % CODES;
     unsigned char *block = prepared + begin * prepared_bytes(columns);
-    for (int64_t k = 0; k < columns; k += CODES, block += rows * CODED_BYTES) {
-        float rest[CODES] = {0};
-        if (k + CODES > columns)
-            memcpy(rest, x + k, (size_t)(columns - k) * sizeof(float));
-        quantize_block(k + CODES > columns ? rest : x + k, coded_row(block, rows, i));
+    quantize_blocks(x, whole, block, rows, i);
+    if (rest) {
+        float last[CODES] = {0};
+        memcpy(last, x + whole * CODES, (size_t)rest * sizeof(float));
+        quantize_blocks(last, 1, block + whole * rows * CODED_BYTES, rows, i);
     }
 }
 
