@@ -48,13 +48,13 @@ INLINE uint8_t select_bool(uint8_t condition, uint8_t yes, uint8_t no) { return 
 INLINE int64_t to_i64(float x)
 {
     int fits = x >= -9223372036854775808.0f && x < 9223372036854775808.0f;
-    return fits ? (int64_t)(fits ? x : 0.0f) : INT64_MIN;
+    return (int64_t)(fits ? x : -9223372036854775808.0f);
 }
 
 INLINE int32_t to_i32(float x)
 {
     int fits = x >= -2147483648.0f && x < 2147483648.0f;
-    return fits ? (int32_t)(fits ? x : 0.0f) : INT32_MIN;
+    return (int32_t)(fits ? x : -2147483648.0f);
 }
 
 /* NaN if either is. */
