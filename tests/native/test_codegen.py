@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +201,22 @@ def test_decoders_compute_what_the_graph_says(tmp_path: Path, layers: Layers) ->
         feeds = layers.feeds(past, tokens, selected)
         found = errors(program, tmp_path, "decode", feeds, threads=2)
         assert max(found.values()) < 1e-4, (past, found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="preloads gcc's libraries")
+def test_nothing_is_read_or_written_outside_of_memory() -> None:
+    """This file again, its code compiled with the address and undefined-behaviour sanitizers."""
+    libraries = [
+        subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(text.strip() for text in libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "MIAOTUI_TEST_CFLAGS": "-fsanitize=address,undefined -Wno-error",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from support.numerics import scaled_error
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
-CHECKED = ("-O1", "-Werror")
+CHECKED = ("-O1", "-Werror", *os.environ.get("MIAOTUI_TEST_CFLAGS", "").split())
 """Compiled for tests: warnings are errors; optimizing would take longer than running."""
 
 
