@@ -31,8 +31,7 @@ KERNELS = [isa for isa in ISAS.values() if can_run(isa)][: 1 if FLAGS else None]
 @pytest.fixture(scope="session", params=KERNELS, ids=lambda isa: isa.name)
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """Warnings are errors. A spec that is known only when it runs needs no -O3."""
-    flags = FLAGS or ("-O1", "-Werror")
-    return Kernel(tmp_path_factory.mktemp("attention"), request.param, flags)
+    return Kernel(tmp_path_factory.mktemp("attention"), request.param, ("-O1", "-Werror", *FLAGS))
 
 
 def expected(case: Case) -> Array:

@@ -1,4 +1,5 @@
-/* Attention, flash-style, over a cache or not, with rotary embedding and q/k norm (miaotui FusedAttention). */
+/* Attention, flash-style, over a cache or not, with rotary embedding and q/k norm (miaotui FusedAttention).
+ */
 #ifndef MIAOTUI_ATTENTION_H
 #define MIAOTUI_ATTENTION_H
 
@@ -18,12 +19,13 @@ INLINE size_t attention_worker_bytes(const attention_spec *spec, const attention
 INLINE size_t attention_shared_bytes(const attention_spec *spec, const attention_args *args)
 {
     attention_plan p = plan_attention(spec, args);
-    int64_t sums = p.chunks > 1 ? args->batch * spec->kv_heads * p.chunks * sums_floats(spec, plan_rows(&p)) : 0;
+    int64_t sums =
+        p.chunks > 1 ? args->batch * spec->kv_heads * p.chunks * sums_floats(spec, plan_rows(&p)) : 0;
     return turned_bytes(spec, args) + (size_t)sums * sizeof(float);
 }
 
-INLINE void many_item(worker *w, const attention_spec *spec, const attention_args *args, const attention_plan *p,
-                      const attention_item *item, float *partial)
+INLINE void many_item(worker *w, const attention_spec *spec, const attention_args *args,
+                      const attention_plan *p, const attention_item *item, float *partial)
 {
     tile_state s = tile_memory(spec, (float *)w->scratch, (item->end - item->begin) * p->group);
     if (spec->cache != CACHE_NONE && p->blocks == 1)
@@ -39,8 +41,8 @@ INLINE void many_item(worker *w, const attention_spec *spec, const attention_arg
 }
 
 /* The items of this worker. Returns whether some shared their queries. */
-INLINE int attention_items(worker *w, const attention_spec *spec, const attention_args *args, const attention_plan *p,
-                           float *sums)
+INLINE int attention_items(worker *w, const attention_spec *spec, const attention_args *args,
+                           const attention_plan *p, float *sums)
 {
     int64_t total = 0, before = 0;
     int shared = 0;
@@ -48,8 +50,8 @@ INLINE int attention_items(worker *w, const attention_spec *spec, const attentio
         total += head_work(spec, args, p, row) * spec->kv_heads;
     for (int64_t i = 0; i < args->batch * spec->kv_heads * p->blocks; i++)
         for (int64_t chunk = 0, chunks = 1; chunk < chunks; chunk++) {
-            attention_item item = item_of(spec, args, p, i / p->blocks / spec->kv_heads, i / p->blocks % spec->kv_heads,
-                                          i % p->blocks, chunk);
+            attention_item item = item_of(spec, args, p, i / p->blocks / spec->kv_heads,
+                                          i / p->blocks % spec->kv_heads, i % p->blocks, chunk);
             int64_t work = work_of(spec, item.end - item.begin, item.last - item.first);
             float *partial = sums + item.sums * sums_floats(spec, plan_rows(p));
             if (!is_mine(w, before, work, total))
@@ -66,8 +68,8 @@ INLINE int attention_items(worker *w, const attention_spec *spec, const attentio
 }
 
 /* The output of queries that several items shared. */
-INLINE void merge_items(worker *w, const attention_spec *spec, const attention_args *args, const attention_plan *p,
-                        float *sums)
+INLINE void merge_items(worker *w, const attention_spec *spec, const attention_args *args,
+                        const attention_plan *p, float *sums)
 {
     int64_t rows = args->tokens * p->group;
     range r = share(w, args->batch * spec->kv_heads * rows, 1);

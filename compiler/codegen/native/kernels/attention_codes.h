@@ -1,8 +1,8 @@
 /* Tiles of 16-bit codes: twice as many products to an instruction as floats where the CPU has VNNI.
  *
- * For caches that are rounded themselves. A row of queries, keys or values is codes times a scale; bounds on the
- * codes keep sums within 31 bits. Codes lie in pairs: of a query or key, dimensions i and i + half; of values and
- * weights, two keys. */
+ * For caches that are rounded themselves. A row of queries, keys or values is codes times a scale; bounds on
+ * the codes keep sums within 31 bits. Codes lie in pairs: of a query or key, dimensions i and i + half; of
+ * values and weights, two keys. */
 #ifndef MIAOTUI_ATTENTION_CODES_H
 #define MIAOTUI_ATTENTION_CODES_H
 
@@ -41,10 +41,14 @@ INLINE float greatest_magnitude(const float *x, int64_t count)
     for (int64_t i = 0; i < count; i += LANES)
         top = larger_lanes((vi32)load_lanes(x + i) & 0x7fffffff, top);
 #if LANE_BYTES == 64
-    top = larger_lanes(top, __builtin_shufflevector(top, top, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-    top = larger_lanes(top, __builtin_shufflevector(top, top, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
-    top = larger_lanes(top, __builtin_shufflevector(top, top, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1));
-    top = larger_lanes(top, __builtin_shufflevector(top, top, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0));
+    top = larger_lanes(top, __builtin_shufflevector(top, top, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5,
+                                                    6, 7));
+    top =
+        larger_lanes(top, __builtin_shufflevector(top, top, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
+    top =
+        larger_lanes(top, __builtin_shufflevector(top, top, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1));
+    top =
+        larger_lanes(top, __builtin_shufflevector(top, top, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0));
 #else
     for (int i = 1; i < LANES; i++)
         top[0] = top[i] > top[0] ? top[i] : top[0];
@@ -66,8 +70,8 @@ INLINE void pair_halves(const float *x, int size, float inverse, float *pairs)
                                           round_lanes(load_lanes(x + half + i) * inverse)));
 }
 
-/* A cached row into `stage`, behind which there are zeros: its codes, if it is int8. Returns the scale of 16-bit
- * codes, and what x is multiplied with to become them. */
+/* A cached row into `stage`, behind which there are zeros: its codes, if it is int8. Returns the scale of
+ * 16-bit codes, and what x is multiplied with to become them. */
 INLINE float stage_row(rows_at rows, int64_t j, int size, float limit, float *stage, float *inverse)
 {
     const unsigned char *row = rows.first + j * rows.step;
@@ -86,7 +90,8 @@ INLINE float stage_row(rows_at rows, int64_t j, int size, float limit, float *st
 }
 
 /* Keys of a tile in pairs. */
-INLINE void code_keys(const attention_spec *spec, const tile_state *s, rows_at keys, int64_t first, int64_t count)
+INLINE void code_keys(const attention_spec *spec, const tile_state *s, rows_at keys, int64_t first,
+                      int64_t count)
 {
     memset(s->stage, 0, (size_t)s->key_step * sizeof(float));
     for (int64_t j = 0; j < count; j++) {
@@ -107,7 +112,8 @@ INLINE float code_values(const attention_spec *spec, const tile_state *s, rows_a
         s->value_scale[j] = stage_row(values, first + j, spec->value_size, VALUE_CODES, one, &inverse[0]);
         inverse[1] = s->value_scale[j + 1] = 0;
         if (j + 1 < count)
-            s->value_scale[j + 1] = stage_row(values, first + j + 1, spec->value_size, VALUE_CODES, other, &inverse[1]);
+            s->value_scale[j + 1] =
+                stage_row(values, first + j + 1, spec->value_size, VALUE_CODES, other, &inverse[1]);
         for (int64_t d = 0; d < spec->value_size; d += LANES)
             store_pairs(s->values + j / 2 * s->value_step + d,
                         join_pairs(round_lanes(load_lanes(one + d) * inverse[0]),
@@ -143,8 +149,9 @@ INLINE void code_queries(const attention_spec *spec, const attention_args *args,
 }
 
 /* scores[key][rows] = queries times keys. `vectors`: of the panel. Keys behind the last repeat it. */
-INLINE void coded_scores(const float *query, const float *query_scale, const float *keys, const float *key_scale,
-                         int64_t step, int64_t count, int64_t half, const int vectors, float *scores)
+INLINE void coded_scores(const float *query, const float *query_scale, const float *keys,
+                         const float *key_scale, int64_t step, int64_t count, int64_t half, const int vectors,
+                         float *scores)
 {
     const int64_t rows = vectors * LANES;
     for (int64_t j = 0; j < count; j += PANEL_STEP) {
@@ -158,12 +165,13 @@ INLINE void coded_scores(const float *query, const float *query_scale, const flo
         for (int64_t d = 0; d < half; d++)
             for (int k = 0; k < PANEL_STEP; k++)
                 for (int v = 0; v < vectors; v++)
-                    sum[k][v] = dot_pairs(sum[k][v], load_pairs(query + d * rows + v * LANES), every_pair(key[k] + d));
+                    sum[k][v] = dot_pairs(sum[k][v], load_pairs(query + d * rows + v * LANES),
+                                          every_pair(key[k] + d));
         for (int k = 0; k < PANEL_STEP; k++)
             for (int v = 0; v < vectors; v++)
-                store_lanes(scores + (j + k) * rows + v * LANES,
-                            __builtin_convertvector(sum[k][v], vf32) * load_lanes(query_scale + v * LANES)
-                                * key_scale[min64(j + k, count - 1)]);
+                store_lanes(scores + (j + k) * rows + v * LANES, __builtin_convertvector(sum[k][v], vf32)
+                                                                     * load_lanes(query_scale + v * LANES)
+                                                                     * key_scale[min64(j + k, count - 1)]);
     }
 }
 
@@ -181,8 +189,8 @@ INLINE f32x16 coarse_weight16(f32x16 x)
     return (f32x16)((i32x16)p + ((i32x16)shifted << 23));
 }
 
-/* Scores into codes of weights e^(score - top of the tile) times value_scale, in pairs, in place. shrink: what
- * former sums are times now; factor: what these codes are times. */
+/* Scores into codes of weights e^(score - top of the tile) times value_scale, in pairs, in place. shrink:
+ * what former sums are times now; factor: what these codes are times. */
 INLINE void coded_weights(float *scores, int64_t rows, int64_t count, const float *value_scale, float *top,
                           float *total, float *shrink, float *factor)
 {
@@ -235,8 +243,8 @@ INLINE void coded_columns(const float *weights, const float *values, int64_t ste
 
 /* One panel with the keys of a tile that it sees. */
 INLINE void coded_panel(const attention_spec *spec, const attention_args *args, const attention_plan *p,
-                        const attention_item *item, const tile_state *s, int64_t m, const int vectors, int64_t tile,
-                        range seen, float greatest)
+                        const attention_item *item, const tile_state *s, int64_t m, const int vectors,
+                        int64_t tile, range seen, float greatest)
 {
     const int64_t rows = vectors * LANES, count = seen.end - seen.begin, half = half_of(spec->size);
     float shrink[PANEL_ROWS], factor[PANEL_ROWS], *sums = s->sums + m * spec->value_size;
@@ -244,7 +252,8 @@ INLINE void coded_panel(const attention_spec *spec, const attention_args *args, 
     coded_scores(s->query + m * half, s->query_scale + m, s->keys + seen.begin * s->key_step,
                  s->key_scale + seen.begin, s->key_step, count, half, vectors, s->scores);
     tile_adjust(spec, args, p, item, s, m, rows, tile, seen);
-    coded_weights(s->scores, rows, count, s->value_scale + seen.begin, s->top + m, s->total + m, shrink, factor);
+    coded_weights(s->scores, rows, count, s->value_scale + seen.begin, s->top + m, s->total + m, shrink,
+                  factor);
     for (int64_t r = 0; r < rows; r++)
         factor[r] *= greatest / WEIGHT_CODES;
     int d = 0;

@@ -16,10 +16,12 @@ enum { FEW_STEP = 4 };
 INLINE vf32 fold_four(const vf32 *v)
 {
 #if LANE_BYTES == 64
-    vf32 ab = __builtin_shufflevector(v[0], v[1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-              + __builtin_shufflevector(v[0], v[1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-    vf32 cd = __builtin_shufflevector(v[2], v[3], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-              + __builtin_shufflevector(v[2], v[3], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    vf32 ab =
+        __builtin_shufflevector(v[0], v[1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+        + __builtin_shufflevector(v[0], v[1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    vf32 cd =
+        __builtin_shufflevector(v[2], v[3], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+        + __builtin_shufflevector(v[2], v[3], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
     return __builtin_shufflevector(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
            + __builtin_shufflevector(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
 #elif LANE_BYTES == 32
@@ -30,8 +32,10 @@ INLINE vf32 fold_four(const vf32 *v)
     return __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13)
            + __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
 #else
-    vf32 ab = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5) + __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
-    vf32 cd = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5) + __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+    vf32 ab =
+        __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5) + __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
+    vf32 cd =
+        __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5) + __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
     return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
 #endif
 }
@@ -40,10 +44,12 @@ INLINE vf32 fold_four(const vf32 *v)
 INLINE vf32 fold_pieces(const vf32 *v)
 {
 #if LANE_BYTES == 64
-    vf32 a = __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
-             + __builtin_shufflevector(v[0], v[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    vf32 b = __builtin_shufflevector(v[2], v[3], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
-             + __builtin_shufflevector(v[2], v[3], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    vf32 a =
+        __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+        + __builtin_shufflevector(v[0], v[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    vf32 b =
+        __builtin_shufflevector(v[2], v[3], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+        + __builtin_shufflevector(v[2], v[3], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
            + __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
 #elif LANE_BYTES == 32
@@ -54,9 +60,10 @@ INLINE vf32 fold_pieces(const vf32 *v)
 #endif
 }
 
-/* Products of `rows` queries with FEW_STEP keys, folded. q: rows `width` floats apart, zeros behind `size`. */
-INLINE void score_four(cache_kind kind, const float *q, int64_t width, const unsigned char *const *key, int size,
-                       const int rows, vf32 *folded, const int apart)
+/* Products of `rows` queries with FEW_STEP keys, folded. q: rows `width` floats apart, zeros behind `size`.
+ */
+INLINE void score_four(cache_kind kind, const float *q, int64_t width, const unsigned char *const *key,
+                       int size, const int rows, vf32 *folded, const int apart)
 {
     vf32 sum[FEW_BLOCK][FEW_STEP];
     for (int r = 0; r < rows; r++)
@@ -141,9 +148,11 @@ INLINE void few_weights(float *scores, int64_t count, float *top, float *total)
     *total = sum16(sum);
 }
 
-/* Columns d .. of sums[r] = the values times the weights of `rows` rows; `vectors` of LANES, the last `part`. */
-INLINE void value_columns(rows_at keys, int64_t key_bytes, rows_at values, int64_t first, int64_t count, const float *weights, const int rows,
-                          const int vectors, int part, int d, float *sums, int64_t width)
+/* Columns d .. of sums[r] = the values times the weights of `rows` rows; `vectors` of LANES, the last `part`.
+ */
+INLINE void value_columns(rows_at keys, int64_t key_bytes, rows_at values, int64_t first, int64_t count,
+                          const float *weights, const int rows, const int vectors, int part, int d,
+                          float *sums, int64_t width)
 {
     const unsigned char *value = values.first + first * values.step + d * element_bytes(values.kind);
     vf32 sum[FEW_BLOCK][FEW_STEP];
@@ -156,7 +165,8 @@ INLINE void value_columns(rows_at keys, int64_t key_bytes, rows_at values, int64
             fetch_rows(keys, first + j + FEW_KEYS, 1, key_bytes);
         for (int v = 0; v < vectors; v++) {
             const unsigned char *p = value + v * LANES * element_bytes(values.kind);
-            x[v] = v < vectors - 1 || part == LANES ? widen(values.kind, p) : widen_part(values.kind, p, part);
+            x[v] =
+                v < vectors - 1 || part == LANES ? widen(values.kind, p) : widen_part(values.kind, p, part);
         }
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++)
@@ -167,8 +177,8 @@ INLINE void value_columns(rows_at keys, int64_t key_bytes, rows_at values, int64
             store_lanes(sums + r * width + d + v * LANES, sum[r][v]);
 }
 
-INLINE void few_values(rows_at keys, int64_t key_bytes, rows_at values, int64_t first, int64_t count, const float *weights, const int rows, int size,
-                       float *sums, int64_t width)
+INLINE void few_values(rows_at keys, int64_t key_bytes, rows_at values, int64_t first, int64_t count,
+                       const float *weights, const int rows, int size, float *sums, int64_t width)
 {
     int d = 0;
     for (; d + FEW_STEP * LANES <= size; d += FEW_STEP * LANES)
@@ -189,7 +199,8 @@ INLINE void adjust_scores(const attention_spec *spec, const attention_args *args
         for (int64_t j = 0; j < count; j += 16)
             store16(scores + j, tanh16(load16(scores + j) * (1 / spec->softcap)) * spec->softcap);
     if (args->bias) {
-        const float *bias = args->bias + offset_at(args->bias_at, item->row, head, token) + item->first * args->bias_key;
+        const float *bias =
+            args->bias + offset_at(args->bias_at, item->row, head, token) + item->first * args->bias_key;
         for (int64_t j = 0; j < count; j++)
             scores[j] += bias[j * args->bias_key];
     }
@@ -203,7 +214,8 @@ INLINE void adjust_scores(const attention_spec *spec, const attention_args *args
 /* Scratch: scores of FEW_BLOCK rows, all queries, the sums of FEW_BLOCK rows. */
 INLINE int64_t few_floats(const attention_spec *spec, int64_t rows)
 {
-    return FEW_BLOCK * FEW_KEYS + rows * round_up(spec->size, 16) + FEW_BLOCK * round_up(spec->value_size, 16) + 2 * rows;
+    return FEW_BLOCK * FEW_KEYS + rows * round_up(spec->size, 16) + FEW_BLOCK * round_up(spec->value_size, 16)
+           + 2 * rows;
 }
 
 /* Query rows m .. m + rows; their tops, totals and sums are left in `scratch`. */
@@ -220,12 +232,12 @@ INLINE void few_rows(const attention_spec *spec, const attention_args *args, con
         few_weights(scores + r * FEW_KEYS, count, &top[r], &total[r]);
     }
     few_scales(values, item->first, count, spec->value_size, rows, scores);
-    few_values(keys, row_width(keys.kind, spec->size), values, item->first, count, scores, rows, spec->value_size,
-               sums, value_width);
+    few_values(keys, row_width(keys.kind, spec->size), values, item->first, count, scores, rows,
+               spec->value_size, sums, value_width);
 }
 
-INLINE void few_item(worker *w, const attention_spec *spec, const attention_args *args, const attention_plan *p,
-                     const attention_item *item, float *partial)
+INLINE void few_item(worker *w, const attention_spec *spec, const attention_args *args,
+                     const attention_plan *p, const attention_item *item, float *partial)
 {
     int64_t rows = (item->end - item->begin) * p->group, width = round_up(spec->size, 16);
     int64_t value_width = round_up(spec->value_size, 16);
@@ -237,8 +249,9 @@ INLINE void few_item(worker *w, const attention_spec *spec, const attention_args
     for (int64_t m = 0; m < rows; m++) {
         int64_t token = item->begin + m / p->group, head = item->head * p->group + m % p->group;
         memset(q + m * width, 0, (size_t)width * sizeof(float));
-        turn_row(spec, args, args->query_norm, args->query + offset_at(args->query_at, item->row, head, token),
-                 item->row, token, scale, q + m * width);
+        turn_row(spec, args, args->query_norm,
+                 args->query + offset_at(args->query_at, item->row, head, token), item->row, token, scale,
+                 q + m * width);
     }
     rows_at keys = keys_of(w, spec, args, item->row, item->head);
     rows_at values = values_of(spec, args, item->row, item->head);

@@ -20,8 +20,8 @@ enum { PANEL_VECTORS = 4, PANEL_STEP = 2 };
 #endif
 enum { PANEL_ROWS = PANEL_VECTORS * LANES };
 
-/* One item: its rows, padded to 16; panels lie behind each other, each [..][panel rows]. Of codes, a float has
- * the place of a pair. */
+/* One item: its rows, padded to 16; panels lie behind each other, each [..][panel rows]. Of codes, a float
+ * has the place of a pair. */
 typedef struct tile_state {
     int64_t rows, padded;
     float *query, *query_scale; /* [size][rows], [rows] */
@@ -43,7 +43,8 @@ INLINE int64_t tile_width(const attention_spec *spec)
 INLINE int64_t tile_floats(const attention_spec *spec, int64_t rows)
 {
     int64_t padded = round_up(rows, 16), width = tile_width(spec);
-    return padded * (spec->size + spec->value_size + 6) + TILE_KEYS * (PANEL_ROWS + 2 * width + 2) + 16 * width;
+    return padded * (spec->size + spec->value_size + 6) + TILE_KEYS * (PANEL_ROWS + 2 * width + 2)
+           + 16 * width;
 }
 
 INLINE tile_state tile_memory(const attention_spec *spec, float *at, int64_t rows)
@@ -92,17 +93,17 @@ INLINE void transpose16(f32x16 *v)
         const f32x16 *r = v + 4 * i;
         f32x16 low[2], high[2];
         for (int h = 0; h < 2; h++) {
-            low[h] = __builtin_shufflevector(r[2 * h], r[2 * h + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12,
-                                             28, 13, 29);
-            high[h] = __builtin_shufflevector(r[2 * h], r[2 * h + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27,
-                                              14, 30, 15, 31);
+            low[h] = __builtin_shufflevector(r[2 * h], r[2 * h + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25,
+                                             12, 28, 13, 29);
+            high[h] = __builtin_shufflevector(r[2 * h], r[2 * h + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11,
+                                              27, 14, 30, 15, 31);
         }
         for (int h = 0; h < 2; h++) {
             const f32x16 *from = h ? high : low;
-            columns[i][2 * h] = __builtin_shufflevector(from[0], from[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25,
-                                                        12, 13, 28, 29);
-            columns[i][2 * h + 1] = __builtin_shufflevector(from[0], from[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11,
-                                                            26, 27, 14, 15, 30, 31);
+            columns[i][2 * h] = __builtin_shufflevector(from[0], from[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9,
+                                                        24, 25, 12, 13, 28, 29);
+            columns[i][2 * h + 1] = __builtin_shufflevector(from[0], from[1], 2, 3, 18, 19, 6, 7, 22, 23, 10,
+                                                            11, 26, 27, 14, 15, 30, 31);
         }
     }
     for (int k = 0; k < 4; k++) {
@@ -110,14 +111,15 @@ INLINE void transpose16(f32x16 *v)
         for (int h = 0; h < 2; h++) {
             f32x16 a = columns[2 * h][k], b = columns[2 * h + 1][k];
             even[h] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
-            odd[h] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+            odd[h] =
+                __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
         }
         for (int h = 0; h < 2; h++) {
             const f32x16 *from = h ? odd : even;
-            v[4 * h + k] = __builtin_shufflevector(from[0], from[1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24,
-                                                   25, 26, 27);
-            v[8 + 4 * h + k] = __builtin_shufflevector(from[0], from[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23,
-                                                       28, 29, 30, 31);
+            v[4 * h + k] = __builtin_shufflevector(from[0], from[1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19,
+                                                   24, 25, 26, 27);
+            v[8 + 4 * h + k] = __builtin_shufflevector(from[0], from[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21,
+                                                       22, 23, 28, 29, 30, 31);
         }
     }
 #else
@@ -176,7 +178,8 @@ INLINE void tile_bias(const attention_args *args, const attention_plan *p, const
 {
     int64_t key = args->bias_key;
     float *scores = s->scores;
-    const float *bias = args->bias + offset_at(args->bias_at, item->row, item->head * p->group, 0) + first * key;
+    const float *bias =
+        args->bias + offset_at(args->bias_at, item->row, item->head * p->group, 0) + first * key;
     if (!args->bias_at.token && (!args->bias_at.head || p->group == 1)) {
         for (int64_t j = 0; j < count; j++)
             for (int64_t r = 0; r < rows; r += LANES)
@@ -209,8 +212,8 @@ INLINE void tile_mask(const int32_t *begin, const int32_t *end, int64_t rows, in
 
 /* Soft cap, bias and sight, on the scores of `count` keys behind `from` of a tile. */
 INLINE void tile_adjust(const attention_spec *spec, const attention_args *args, const attention_plan *p,
-                        const attention_item *item, const tile_state *s, int64_t m, int64_t rows, int64_t tile,
-                        range keys)
+                        const attention_item *item, const tile_state *s, int64_t m, int64_t rows,
+                        int64_t tile, range keys)
 {
     int64_t count = keys.end - keys.begin;
     if (spec->softcap != 0)

@@ -7,7 +7,7 @@
 enum {
     FEW_ROWS = 8,     /* up to this many query rows of a kv head are multiplied row by row */
     FEW_KEYS = 256,   /* keys of an item then */
-    TILE_ROWS = 192,   /* query rows of an item otherwise, if a token has no more */
+    TILE_ROWS = 192,  /* query rows of an item otherwise, if a token has no more */
     TILE_KEYS = 64,   /* keys that are worked on at once */
     SPLIT_KEYS = 1024 /* keys of an item whose queries are one block */
 };
@@ -115,16 +115,19 @@ INLINE attention_item item_of(const attention_spec *spec, const attention_args *
     return item;
 }
 
-/* The new keys and values that lie within an item's keys, into the cache: so no barrier is needed before it. */
-INLINE void write_item_rows(const attention_spec *spec, const attention_args *args, const attention_item *item,
-                            float *scratch)
+/* The new keys and values that lie within an item's keys, into the cache: so no barrier is needed before it.
+ */
+INLINE void write_item_rows(const attention_spec *spec, const attention_args *args,
+                            const attention_item *item, float *scratch)
 {
     int64_t base = args->lengths[item->row];
-    write_new_rows(spec, args, item->row, item->head, max64(item->first - base, 0), item->last - base, scratch);
+    write_new_rows(spec, args, item->row, item->head, max64(item->first - base, 0), item->last - base,
+                   scratch);
 }
 
 /* What all items of one head of a row cost. */
-INLINE int64_t head_work(const attention_spec *spec, const attention_args *args, const attention_plan *p, int64_t row)
+INLINE int64_t head_work(const attention_spec *spec, const attention_args *args, const attention_plan *p,
+                         int64_t row)
 {
     int64_t sum = 0;
     for (int64_t block = 0; block < p->blocks; block++)

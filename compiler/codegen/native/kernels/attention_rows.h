@@ -30,8 +30,8 @@ INLINE void rotate_row(rotary_kind kind, int pairs, const float *cos, const floa
 }
 
 /* What a query or key goes through before the dot product: norm (or NULL), rotation; all times `factor`. */
-INLINE void turn_row(const attention_spec *spec, const attention_args *args, const float *norm, const float *x,
-                     int64_t row, int64_t token, float factor, float *y)
+INLINE void turn_row(const attention_spec *spec, const attention_args *args, const float *norm,
+                     const float *x, int64_t row, int64_t token, float factor, float *y)
 {
     if (norm) {
         norm_row(NORM_RMS, x, y, spec->size, norm, NULL, spec->epsilon);
@@ -72,11 +72,12 @@ INLINE void write_new_rows(const attention_spec *spec, const attention_args *arg
     int64_t key_bytes = row_width(spec->cache, spec->size);
     int64_t value_bytes = row_width(spec->cache, spec->value_size);
     for (int64_t token = begin; token < end; token++) {
-        turn_row(spec, args, args->key_norm, args->key + offset_at(args->key_at, row, head, token), row, token, 1,
-                 scratch);
-        write_row(spec->cache, scratch, spec->size, (unsigned char *)args->past_key + (at + token) * key_bytes);
+        turn_row(spec, args, args->key_norm, args->key + offset_at(args->key_at, row, head, token), row,
+                 token, 1, scratch);
+        write_row(spec->cache, scratch, spec->size,
+                  (unsigned char *)args->past_key + (at + token) * key_bytes);
         write_row(spec->cache, args->value + offset_at(args->value_at, row, head, token), spec->value_size,
-                        (unsigned char *)args->past_value + (at + token) * value_bytes);
+                  (unsigned char *)args->past_value + (at + token) * value_bytes);
     }
 }
 
@@ -88,8 +89,8 @@ INLINE void write_keys(worker *w, const attention_spec *spec, const attention_ar
     for (int64_t i = r.begin; i < r.end; i++) {
         int64_t token = i % fresh, head = i / fresh % heads, row = i / fresh / heads;
         if (spec->cache == CACHE_NONE)
-            turn_row(spec, args, args->key_norm, args->key + offset_at(args->key_at, row, head, token), row, token,
-                     1, (float *)w->shared + i * spec->size);
+            turn_row(spec, args, args->key_norm, args->key + offset_at(args->key_at, row, head, token), row,
+                     token, 1, (float *)w->shared + i * spec->size);
         else
             write_new_rows(spec, args, row, head, token, token + 1, (float *)w->scratch);
     }
@@ -101,7 +102,8 @@ INLINE rows_at keys_of(const worker *w, const attention_spec *spec, const attent
 {
     int64_t plane = row * spec->kv_heads + head, bytes = row_width(spec->cache, spec->size);
     if (spec->cache != CACHE_NONE)
-        return (rows_at){(unsigned char *)args->past_key + plane * args->capacity * bytes, bytes, spec->cache};
+        return (rows_at){(unsigned char *)args->past_key + plane * args->capacity * bytes, bytes,
+                         spec->cache};
     if (keys_are_turned(spec))
         return (rows_at){w->shared + plane * args->keys * bytes, bytes, CACHE_F32};
     const float *first = args->key + offset_at(args->key_at, row, head, 0);
@@ -112,7 +114,8 @@ INLINE rows_at values_of(const attention_spec *spec, const attention_args *args,
 {
     int64_t plane = row * spec->kv_heads + head, bytes = row_width(spec->cache, spec->value_size);
     if (spec->cache != CACHE_NONE)
-        return (rows_at){(unsigned char *)args->past_value + plane * args->capacity * bytes, bytes, spec->cache};
+        return (rows_at){(unsigned char *)args->past_value + plane * args->capacity * bytes, bytes,
+                         spec->cache};
     const float *first = args->value + offset_at(args->value_at, row, head, 0);
     return (rows_at){(const unsigned char *)first, args->value_at.token * (int64_t)sizeof(float), CACHE_F32};
 }

@@ -24,10 +24,11 @@ typedef struct strides {
     int64_t batch, head, token;
 } strides;
 
-/* query, key, value, y: [batch, heads, tokens or keys, size] by their strides. Without a cache there are `keys`
- * keys; with one, `tokens` new ones are written behind lengths[row], into past_key and past_value, which are
- * [batch, kv heads, capacity, width], contiguous, written in place. bias: float or NULL, [.., tokens, keys] with
- * `bias_key` 0 or 1 for its last axis. cos, sin: rows of `pairs` floats. query_norm, key_norm: [size] or NULL. */
+/* query, key, value, y: [batch, heads, tokens or keys, size] by their strides. Without a cache there are
+ * `keys` keys; with one, `tokens` new ones are written behind lengths[row], into past_key and past_value,
+ * which are [batch, kv heads, capacity, width], contiguous, written in place. bias: float or NULL, [..,
+ * tokens, keys] with `bias_key` 0 or 1 for its last axis. cos, sin: rows of `pairs` floats. query_norm,
+ * key_norm: [size] or NULL. */
 typedef struct attention_args {
     int64_t batch, tokens, keys, capacity;
     const float *query, *key, *value;

@@ -21,21 +21,19 @@ INLINE f32x16 weight16(f32x16 x)
     return (f32x16)(bits & (x > -87.3f));
 }
 
-/* Of each query row of an item: its greatest score, the sum of its weights e^(score - top), and the values times
- * these weights, `value_size` floats. */
+/* Of each query row of an item: its greatest score, the sum of its weights e^(score - top), and the values
+ * times these weights, `value_size` floats. */
 typedef struct partial_sums {
     float *top, *total, *values;
 } partial_sums;
 
 INLINE int64_t sums_floats(const attention_spec *spec, int64_t rows) { return rows * (spec->value_size + 2); }
 
-INLINE partial_sums sums_at(float *at, int64_t rows)
-{
-    return (partial_sums){at, at + rows, at + 2 * rows};
-}
+INLINE partial_sums sums_at(float *at, int64_t rows) { return (partial_sums){at, at + rows, at + 2 * rows}; }
 
 /* Where the output of query row m lies. */
-INLINE float *output_row(const attention_args *args, const attention_plan *p, const attention_item *item, int64_t m)
+INLINE float *output_row(const attention_args *args, const attention_plan *p, const attention_item *item,
+                         int64_t m)
 {
     int64_t head = item->head * p->group + m % p->group;
     return args->y + offset_at(args->y_at, item->row, head, item->begin + m / p->group);
@@ -52,7 +50,8 @@ INLINE void scale_row(const float *x, int size, float factor, float *y)
 INLINE float inverse_of(float total) { return total > 0 ? 1 / total : 0; }
 
 /* Row m of the output from the partial sums of `chunks` items, always in the same order. */
-INLINE void merge_row(const attention_spec *spec, float *at, int64_t rows, int64_t chunks, int64_t m, float *y)
+INLINE void merge_row(const attention_spec *spec, float *at, int64_t rows, int64_t chunks, int64_t m,
+                      float *y)
 {
     int64_t step = sums_floats(spec, rows);
     int size = spec->value_size;

@@ -55,7 +55,8 @@ INLINE void tile_values(const float *weights, const float *values, int64_t step,
         tile_columns(weights, values, step, count, d, 1, vectors, shrink, sums);
 }
 
-/* Scores into weights e^(score - top) with the greatest score so far; shrink: what former sums are times now. */
+/* Scores into weights e^(score - top) with the greatest score so far; shrink: what former sums are times now.
+ */
 INLINE void tile_weights(float *scores, int64_t rows, int64_t count, float *top, float *total, float *shrink)
 {
     for (int64_t r = 0; r < rows; r += 16) {
@@ -76,17 +77,17 @@ INLINE void tile_weights(float *scores, int64_t rows, int64_t count, float *top,
 
 /* One panel with the keys of a tile that it sees. */
 INLINE void panel_tile(const attention_spec *spec, const attention_args *args, const attention_plan *p,
-                       const attention_item *item, const tile_state *s, int64_t m, const int vectors, int64_t tile,
-                       range seen, const float *keys, const float *values)
+                       const attention_item *item, const tile_state *s, int64_t m, const int vectors,
+                       int64_t tile, range seen, const float *keys, const float *values)
 {
     const int64_t rows = vectors * LANES, count = seen.end - seen.begin;
     float shrink[PANEL_ROWS];
-    tile_scores(s->query + m * spec->size, keys + seen.begin * s->key_step, s->key_step, count, spec->size, vectors,
-                s->scores);
+    tile_scores(s->query + m * spec->size, keys + seen.begin * s->key_step, s->key_step, count, spec->size,
+                vectors, s->scores);
     tile_adjust(spec, args, p, item, s, m, rows, tile, seen);
     tile_weights(s->scores, rows, count, s->top + m, s->total + m, shrink);
-    tile_values(s->scores, values + seen.begin * s->value_step, s->value_step, count, spec->value_size, vectors,
-                shrink, s->sums + m * spec->value_size);
+    tile_values(s->scores, values + seen.begin * s->value_step, s->value_step, count, spec->value_size,
+                vectors, shrink, s->sums + m * spec->value_size);
 }
 
 /* The queries of an item, transposed. */
@@ -108,7 +109,8 @@ INLINE void tile_queries(const attention_spec *spec, const attention_args *args,
 }
 
 /* Rows of a tile as floats: where they lie, or widened into `memory`. */
-INLINE const float *tile_rows(rows_at rows, int64_t first, int64_t count, int size, float *memory, int64_t *step)
+INLINE const float *tile_rows(rows_at rows, int64_t first, int64_t count, int size, float *memory,
+                              int64_t *step)
 {
     const unsigned char *at = rows.first + first * rows.step;
     if (rows.kind == CACHE_F32) {

@@ -46,7 +46,8 @@ INLINE void to_halves(const float *x, int64_t count, uint16_t *y)
     int64_t i = 0;
 #if defined(__AVX512F__)
     for (; i + 16 <= count; i += 16)
-        _mm256_storeu_si256((void *)(y + i), _mm512_cvtps_ph(_mm512_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+        _mm256_storeu_si256((void *)(y + i),
+                            _mm512_cvtps_ph(_mm512_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
     for (; i + 8 <= count; i += 8)
         _mm_storeu_si128((void *)(y + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
