@@ -82,7 +82,7 @@ def compiled(
     model: Any, inputs: Arrays, dims: Mapping[str, object], **options: Any
 ) -> Iterator[miaotui.Executable]:
     """The module or ONNX file compiled for the CPU; the benchmark itself compares with torch and times."""
-    executable = miaotui.compile(model, inputs, dims=dims, **{"verify": False, **options})
+    executable = miaotui.compile(model, inputs, dims=dims, **{"verify": False, "backend": "ort", **options})
     try:
         yield executable
     finally:

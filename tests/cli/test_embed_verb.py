@@ -17,7 +17,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     sentence_folder(folder / "source", {}, options={"prompts": {"query": "fox "}})
     output = folder / "encoder.miaotui"
-    miaotui.compile(folder / "source", output=output, timing=0.0, keep_source=False).close()
+    miaotui.compile(folder / "source", output=output, timing=0.0, keep_source=False, backend="ort").close()
     return output
 
 

@@ -208,7 +208,8 @@ class TestStored:
 
 COMPILE = """
 import resource, sys, miaotui
-miaotui.compile(sys.argv[1], output=sys.argv[2], precision="int4", verify=False, timing=0).close()
+options = {"precision": "int4", "verify": False, "timing": 0, "backend": "ort"}
+miaotui.compile(sys.argv[1], output=sys.argv[2], **options).close()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 

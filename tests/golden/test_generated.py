@@ -20,7 +20,7 @@ def test_decoders_generate_as_transformers_does(family: str, tmp_path: Path) -> 
     model = build(*DECODERS[family])
     model.save_pretrained(tmp_path / "model")
     expected = generated(model, PROMPTS, COUNT)
-    with miaotui.compile(tmp_path / "model", timing=0.0, threads=1) as executable:
+    with miaotui.compile(tmp_path / "model", timing=0.0, threads=1, backend="ort") as executable:
         for options in ({}, {"rows": 2, "prefill_chunk": 4}, {"speculate": 5}):
             made = executable.generate(PROMPTS, max_tokens=COUNT, **options)
             assert [list(g.ids) for g in made] == expected, options
@@ -38,7 +38,7 @@ def test_encoder_decoders_generate_as_transformers_does(family: str, tmp_path: P
     ids = np.array([[*prompt, *[0] * (length - len(prompt))] for prompt in PROMPTS])
     mask = np.array([[1] * len(prompt) + [0] * (length - len(prompt)) for prompt in PROMPTS])
     expected = translated(model, ids, mask, COUNT)
-    with miaotui.compile(tmp_path / "model", timing=0.0, threads=1) as executable:
+    with miaotui.compile(tmp_path / "model", timing=0.0, threads=1, backend="ort") as executable:
         made = executable.generate(PROMPTS, max_tokens=COUNT)
         assert [list(g.ids) for g in made] == expected
         assert [list(executable.generate(p, max_tokens=COUNT).ids) for p in PROMPTS] == expected

@@ -36,7 +36,10 @@ def leaves(result: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("golden", CASES)
 def test_executable_is_called_like_its_source_and_equals_it(golden):
     model = golden.build()
-    with miaotui.compile(model, golden.inputs(batch=1), timing=0.0, threads=1) as executable, torch.no_grad():
+    with (
+        miaotui.compile(model, golden.inputs(batch=1), timing=0.0, threads=1, backend="ort") as executable,
+        torch.no_grad(),
+    ):
         assert executable.verify(reference=model).ok
         for sizes in (golden.sizes, golden.other, dict.fromkeys(golden.sizes, 1)):
             case = golden.inputs(7, **sizes)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from miaotui.compiler.codegen.native import targets, toolchain
-from miaotui.compiler.codegen.native.library import BASELINE, CODE, LIBRARY, WEIGHTS
+from miaotui.compiler.codegen.native.library import BASELINE, CODE, WEIGHTS
 from miaotui.compiler.codegen.native.targets import ISAS, can_run, isa_of
 from miaotui.compiler.codegen.native.toolchain import FLAGS, QUIET, Toolchain, find_toolchain
 from miaotui.compiler.errors import CompileError, OptionError, ToolError
@@ -59,10 +59,9 @@ def test_every_instruction_set_gives_the_same_tokens(
         pytest.skip(f"this CPU has no {', '.join(set(ISAS[name].needs) - targets.features())}")
     folder = llama(precision)
     expected = tiny_llama.tokens(tiny_llama.model(folder, precision), precision, threads=1)
-    library = tiny_llama.compiled(
-        folder, tmp_path / LIBRARY, ISAS[name], find_toolchain(), ("-O1", "-Werror")
-    )
-    model = tiny_llama.model(folder, precision, library)
+    tiny_llama.emitted(tmp_path, Target("cpu", name), precision)
+    tiny_llama.compiled(tmp_path, ISAS[name], find_toolchain(), ("-O1", "-Werror"))
+    model = tiny_llama.model(tmp_path, precision)
     for threads in (1, 2, 3):
         assert tiny_llama.tokens(model, precision, threads=threads) == expected
 
@@ -74,8 +73,9 @@ def test_clang_gives_the_same_tokens_without_a_warning(
 ) -> None:
     folder = llama("int4")
     expected = tiny_llama.tokens(tiny_llama.model(folder, "int4"), "int4")
-    library = tiny_llama.compiled(folder, tmp_path / LIBRARY, isa_of(Target("cpu")), ZIG, ("-O1", "-Werror"))
-    assert tiny_llama.tokens(tiny_llama.model(folder, "int4", library), "int4") == expected
+    tiny_llama.emitted(tmp_path, Target("cpu"), "int4")
+    tiny_llama.compiled(tmp_path, isa_of(Target("cpu")), ZIG, ("-O1", "-Werror"))
+    assert tiny_llama.tokens(tiny_llama.model(tmp_path, "int4"), "int4") == expected
 
 
 @needs_zig
@@ -83,7 +83,8 @@ def test_clang_gives_the_same_tokens_without_a_warning(
 @pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 (qemu-user) is not installed")
 def test_aarch64_gives_the_same_tokens_under_qemu(llama: Callable[[Precision], Path], tmp_path: Path) -> None:
     """The C example, all in one static program: what runs it needs no aarch64 libraries."""
-    folder, program = llama("int4"), tmp_path / "native_chat"
+    folder, program = tmp_path / "m", tmp_path / "native_chat"
+    tiny_llama.emitted(folder, Target.parse("cpu:armv8.2-a"), "int4")
     cpu = f"-mcpu={ISAS['armv8.2-a'].zig}"
     sources = [str(folder / CODE), *(str(folder / "kernels" / name) for name in BASELINE), str(EXAMPLE)]
     command = [
@@ -98,7 +99,7 @@ def test_aarch64_gives_the_same_tokens_under_qemu(llama: Callable[[Precision], P
         "-Werror",
     ]
     subprocess.run([*command, f"-I{folder}/include", *sources, "-o", str(program)], check=True, timeout=600)
-    expected = tiny_llama.tokens(tiny_llama.model(folder, "int4"), "int4")
+    expected = tiny_llama.tokens(tiny_llama.model(llama("int4"), "int4"), "int4")
     run = ["qemu-aarch64", "-cpu", "max", str(program), str(folder / WEIGHTS), "24"]
     prompt = " ".join(map(str, tiny_llama.PROMPT))
     done = subprocess.run(run, input=prompt, capture_output=True, text=True, timeout=300, check=False)
@@ -142,7 +143,7 @@ def test_python_and_c_see_the_same_features(tmp_path: Path) -> None:
 
 def test_native_is_the_best_that_the_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "_found", lambda: frozenset(ISAS["x86-64-v4-bf16"].needs) | {"AVX-VNNI"})
-    monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for without, name in (
         ("", "x86-64-v4-bf16"),
         ("AVX512-BF16", "x86-64-v4-vnni"),
@@ -154,7 +155,7 @@ def test_native_is_the_best_that_the_cpu_has(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(targets.WITHOUT, without)
         assert isa_of(Target("cpu")).name == isa_of(Target("cpu", "native")).name == name
     assert isa_of(Target.parse("cpu:armv8.2-a")).machine == "aarch64"
-    monkeypatch.setattr(targets.platform, "machine", lambda: "s390x")
+    monkeypatch.setattr("platform.machine", lambda: "s390x")
     with pytest.raises(OptionError, match=r"s390x.*cpu:x86-64"):
         isa_of(Target("cpu"))
 

@@ -104,6 +104,6 @@ def test_main_keeps_its_past() -> None:
 
 def test_it_compiles_and_the_cache_is_proved(tmp_path: Path) -> None:
     ir.save(decoder("concat").main, tmp_path / "model.onnx")
-    with miaotui.compile(tmp_path / "model.onnx", timing=0.0, threads=1) as executable:
+    with miaotui.compile(tmp_path / "model.onnx", timing=0.0, threads=1, backend="ort") as executable:
         assert executable.report["error"]["ok"]
         assert "decode logits" in executable.report["error"]["outputs"]

@@ -289,7 +289,7 @@ def test_a_decoder_without_a_cache_is_compiled_into_one_that_generates(tmp_path:
     )
     prompts = [IDS, IDS[:2], IDS[3:12]]
     expected = [tiny.greedy(ids, 30) for ids in prompts]
-    with miaotui.compile(tmp_path / "tiny.onnx", timing=0.0, threads=1) as executable:
+    with miaotui.compile(tmp_path / "tiny.onnx", timing=0.0, threads=1, backend="ort") as executable:
         for options in ({}, {"prefill_chunk": 3}, {"speculate": 6}, {"rows": 1}):
             made = executable.generate(prompts, max_tokens=30, **options)
             assert [list(g.ids) for g in made] == expected, options

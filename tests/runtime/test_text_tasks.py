@@ -22,7 +22,9 @@ TEXTS = [
 
 
 def compiled(source, folder):
-    return miaotui.compile(source, output=folder / "model.miaotui", timing=0.0, keep_source=False)
+    return miaotui.compile(
+        source, output=folder / "model.miaotui", timing=0.0, keep_source=False, backend="ort"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from miaotui.compiler.codegen.native.backend import NativeBackend
@@ -43,22 +44,26 @@ def written(folder: Path, target: Target, precision: Precision = "fp32") -> Path
     return folder
 
 
-def compiled(source: Path, library: Path, isa: Isa, compiler: Toolchain, flags: Sequence[str] = ()) -> Path:
-    """The files in ``source``, whose code is the same for every instruction set, compiled once more."""
-    runtime = [source / "kernels" / name for name in BASELINE]
-    compiler.library(isa, library, [source / CODE], runtime, flags)
-    return library
+def emitted(folder: Path, target: Target, precision: Precision = "fp32") -> Path:
+    """The same without the library."""
+    with patch.object(Toolchain, "library"):
+        return written(folder, target, precision)
 
 
-def model(folder: Path, precision: Precision = "fp32", library: Path | None = None) -> NativeModel:
+def compiled(folder: Path, isa: Isa, compiler: Toolchain, flags: Sequence[str] = ()) -> None:
+    """The library of emitted files."""
+    runtime = [folder / "kernels" / name for name in BASELINE]
+    compiler.library(isa, folder / LIBRARY, [folder / CODE], runtime, flags)
+
+
+def model(folder: Path, precision: Precision = "fp32") -> NativeModel:
     """What a runner of its entry with state is opened from."""
     program = lowered(precision)
     decoding = program.decoding
     assert decoding is not None
     signature = Entry(program.inputs(decoding.entry), program.outputs(decoding.entry))
     state = {tensor.input: tensor.output for tensor in decoding.state}
-    where = folder / LIBRARY if library is None else library
-    return NativeModel(where, folder / WEIGHTS, signature, decoding.entry, state)
+    return NativeModel(folder / LIBRARY, folder / WEIGHTS, signature, decoding.entry, state)
 
 
 def tokens(
