@@ -23,6 +23,7 @@ class NativeStepper(Stepper):
         self.decoding, self.encode = program.decoding, encode
         self.session, self._runner = self, decode
         self.shapes = {spec.name: spec.shape for spec in decode.inputs}
+        self.dtype = next(s.dtype for s in decode.inputs if s.name == program.decoding.state[0].input).numpy()
         self.outputs = [spec.name for spec in decode.outputs]
 
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:

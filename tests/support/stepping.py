@@ -29,6 +29,8 @@ def lowered(program: Program, **options: Any) -> Program:
 class Stepper:
     """Runs ``program.decoding.entry`` for rows of different lengths; the state starts as garbage."""
 
+    dtype: Any = np.float32
+
     def __init__(self, program: Program) -> None:
         import onnxruntime as ort
 
@@ -45,7 +47,7 @@ class Stepper:
         """Forget everything; ``extra``: inputs that are the same in every step."""
         self.lengths, self.extra = np.zeros(batch, np.int64), dict(extra or {})
         self.state = {
-            name: np.full((batch, self.shapes[name][1], capacity, self.shapes[name][3]), 7.5, np.float32)
+            name: np.full((batch, self.shapes[name][1], capacity, self.shapes[name][3]), 7.5, self.dtype)
             for name in (tensor.input for tensor in self.decoding.state)
         }
 
