@@ -5,7 +5,7 @@
 #include "attention_rows.h"
 
 enum {
-    FEW_ROWS = 8,     /* up to this many query rows of a kv head are multiplied row by row */
+    FEW_QUERIES = 8,     /* up to this many query rows of a kv head are multiplied row by row */
     FEW_KEYS = 256,   /* keys of an item then */
     TILE_ROWS = 192,  /* query rows of an item otherwise, if a token has no more */
     TILE_KEYS = 64,   /* keys that are worked on at once */
@@ -36,7 +36,7 @@ INLINE attention_plan plan_attention(const attention_spec *spec, const attention
     attention_plan p;
     int64_t most = spec->cache == CACHE_NONE ? args->keys : args->capacity;
     p.group = spec->heads / spec->kv_heads;
-    p.few = args->tokens * p.group <= FEW_ROWS;
+    p.few = args->tokens * p.group <= FEW_QUERIES;
     p.block = p.few ? args->tokens : max64(1, TILE_ROWS / p.group);
     p.blocks = p.block ? (args->tokens + p.block - 1) / p.block : 0;
     if (p.blocks) /* even ones */
