@@ -24,18 +24,18 @@ INLINE int format_for(const linear_spec *spec, int p, int64_t count)
     return spec->part[p].format == WEIGHT_BF16_BOTH && !both ? WEIGHT_BF16 : spec->part[p].format;
 }
 
-/* The blocks of sums that stay in registers: batch rows times tiles. X(rows, tiles). */
+/* The blocks of sums that stay in registers: batch rows times tiles; four tiles of FEW_ROWS at most. X(rows, tiles). */
 #if defined(__AVX512F__)
-enum { BLOCK_ROWS = 14, BLOCK_TILES = 2 };
+enum { BLOCK_ROWS = 14, BLOCK_TILES = 2, FEW_ROWS = 3 };
 #define FLOAT_BLOCKS(X) \
     X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1) X(9, 1) X(10, 1) X(11, 1) X(12, 1) X(13, 1) \
     X(14, 1) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) \
     X(13, 2) X(14, 2) X(1, 4) X(2, 4) X(3, 4)
 #elif defined(__AVX__) || defined(__aarch64__)
-enum { BLOCK_ROWS = 6, BLOCK_TILES = 1 };
+enum { BLOCK_ROWS = 6, BLOCK_TILES = 1, FEW_ROWS = 1 };
 #define FLOAT_BLOCKS(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(1, 4)
 #else
-enum { BLOCK_ROWS = 3, BLOCK_TILES = 1 };
+enum { BLOCK_ROWS = 3, BLOCK_TILES = 1, FEW_ROWS = 0 };
 #define FLOAT_BLOCKS(X) X(1, 1) X(2, 1) X(3, 1)
 #endif
 
@@ -96,22 +96,15 @@ INLINE int64_t float_tile_bytes(int format, int columns)
     return column_bytes(format) * (format == WEIGHT_BF16 || format == WEIGHT_BF16_BOTH ? (columns + 1) / 2 * 2 : columns);
 }
 
-/* 16 weights of the column even + odd. */
-INLINE f32x16 weights16(int format, const unsigned char *w, int64_t even, int odd)
+/* The numbers of column even + odd that one register holds: piece `i` of a tile. */
+INLINE vf32 weights_of(int format, const unsigned char *w, int64_t even, int odd, int i)
 {
     if (format == WEIGHT_F32)
-        return *(const f32x16 *)(w + 64 * (even + odd));
-    if (format == WEIGHT_BF16 || format == WEIGHT_BF16_BOTH) {
-        u32x16 pair = *(const u32x16 *)(w + 32 * even);
-        return (f32x16)(odd ? pair & 0xffff0000 : pair << 16);
-    }
-    union {
-        vf32 pieces[PIECES];
-        f32x16 whole;
-    } v;
-    for (int i = 0; i < PIECES; i++)
-        v.pieces[i] = from_halves((const uint16_t *)(w + 32 * (even + odd)) + i * LANES);
-    return v.whole;
+        return *(const vf32_unaligned *)(w + 64 * (even + odd) + i * LANE_BYTES);
+    if (format == WEIGHT_F16)
+        return from_halves((const uint16_t *)(w + 32 * (even + odd)) + i * LANES);
+    const vi32 pair = (vi32)*(const vf32_unaligned *)(w + 32 * even + i * LANE_BYTES);
+    return (vf32)(odd ? pair & ~0xffff : pair << 16);
 }
 
 /* What is fetched while a block is multiplied: `lines` cache lines from `at` on for every STRIDE columns. It is a
@@ -134,76 +127,56 @@ INLINE void multiply_block(const int format, const int rows, const int tiles, co
                            int64_t step, int columns, const float *x, float *sums, int64_t sums_step, int first,
                            fetch next)
 {
-    f32x16 a[BLOCK_ROWS], b[BLOCK_ROWS], c[BLOCK_ROWS], d[BLOCK_ROWS]; /* the sums of each tile */
+    enum { MOST = BLOCK_ROWS * BLOCK_TILES < 4 * FEW_ROWS ? 4 * FEW_ROWS : BLOCK_ROWS * BLOCK_TILES };
+    const int slices = tiles * PIECES;
+    vf32 a[MOST * PIECES]; /* of slice s, row r: a[s * rows + r] */
     int k = 0;
 #define EACH_ROW _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)
-#define SUMS_AT(t) (sums + (t) * sums_step + r * TILE)
-#define START(t) (first ? (f32x16){0} : load16(SUMS_AT(t)))
+#define EACH_SLICE _Pragma("GCC unroll 16") for (int s = 0; s < slices; s++)
+#define SUMS_AT *(vf32_unaligned *)(sums + s / PIECES * sums_step + r * TILE + s % PIECES * LANES)
 #define ADD_COLUMN(even, odd)                                                                                \
     do {                                                                                                     \
-        const f32x16 v = weights16(format, w, even, odd);                                                    \
-        const f32x16 u = tiles > 1 ? weights16(format, w + step, even, odd) : v;                             \
-        const f32x16 p = tiles > 2 ? weights16(format, w + 2 * step, even, odd) : v;                         \
-        const f32x16 q = tiles > 2 ? weights16(format, w + 3 * step, even, odd) : v;                         \
+        vf32 v[4 * PIECES];                                                                                  \
+        EACH_SLICE v[s] = weights_of(format, w + s / PIECES * step, even, odd, s % PIECES);                  \
         EACH_ROW                                                                                             \
         {                                                                                                    \
-            const float s = x[r * CHUNK_STRIDE + (even) + (odd)];                                            \
-            a[r] += v * s;                                                                                   \
-            b[r] += u * s;                                                                                   \
-            c[r] += p * s;                                                                                   \
-            d[r] += q * s;                                                                                   \
+            const float number = x[r * CHUNK_STRIDE + (even) + (odd)];                                       \
+            EACH_SLICE a[s * rows + r] += v[s] * number;                                                     \
         }                                                                                                    \
     } while (0)
 #define ADD_PAIR(even)                                                                                       \
-    do {                                                                                                     \
-        const unsigned char *v = w + 32 * (even);                                                            \
-        EACH_ROW                                                                                             \
-        {                                                                                                    \
-            const uint32_t s = *(const uint32_unaliased *)(x + r * CHUNK_STRIDE + (even) / 2);               \
-            a[r] = dot_pair(a[r], v, s);                                                                     \
-            if (tiles > 1)                                                                                   \
-                b[r] = dot_pair(b[r], v + step, s);                                                          \
-            if (tiles > 2) {                                                                                 \
-                c[r] = dot_pair(c[r], v + 2 * step, s);                                                      \
-                d[r] = dot_pair(d[r], v + 3 * step, s);                                                      \
-            }                                                                                                \
-        }                                                                                                    \
-    } while (0)
+    EACH_ROW                                                                                                 \
+    {                                                                                                        \
+        const uint32_t pair = *(const uint32_unaliased *)(x + r * CHUNK_STRIDE + (even) / 2);                \
+        EACH_SLICE a[s * rows + r] = dot_pair(a[s * rows + r], w + s * step + 32 * (even), pair);            \
+    }
     EACH_ROW
     {
-        a[r] = START(0);
-        b[r] = tiles > 1 ? START(1) : a[r];
-        c[r] = tiles > 2 ? START(2) : a[r];
-        d[r] = tiles > 2 ? START(3) : a[r];
+        EACH_SLICE a[s * rows + r] = first ? (vf32){0} : (vf32)SUMS_AT;
     }
     for (; k + STRIDE <= columns; k += STRIDE) {
         for (int i = 0; i < next.lines; i++, next.at += 64)
             __builtin_prefetch(next.at);
         if (format == WEIGHT_BF16_BOTH) {
-            ADD_PAIR(k);
-            ADD_PAIR(k + 2);
+            ADD_PAIR(k)
+            ADD_PAIR(k + 2)
         } else {
             _Pragma("GCC unroll 4") for (int i = 0; i < STRIDE; i++) ADD_COLUMN(k + i / 2 * 2, i % 2);
         }
     }
-    for (; k < columns; k += format == WEIGHT_BF16_BOTH ? 2 : 1)
+    for (; k < columns; k += format == WEIGHT_BF16_BOTH ? 2 : 1) {
         if (format == WEIGHT_BF16_BOTH)
-            ADD_PAIR(k);
+            ADD_PAIR(k)
         else
             ADD_COLUMN(k / 2 * 2, k % 2);
+    }
     EACH_ROW
     {
-        store16(SUMS_AT(0), a[r]);
-        if (tiles > 1)
-            store16(SUMS_AT(1), b[r]);
-        if (tiles > 2) {
-            store16(SUMS_AT(2), c[r]);
-            store16(SUMS_AT(3), d[r]);
-        }
+        EACH_SLICE SUMS_AT = a[s * rows + r];
     }
 #undef EACH_ROW
+#undef EACH_SLICE
 #undef SUMS_AT
-#undef START
 #undef ADD_COLUMN
 #undef ADD_PAIR
 }
@@ -302,7 +275,7 @@ INLINE void unpack_row_dense(const linear_part *part, int columns, const unsigne
 {
     const unsigned char *tile = weight + row / TILE * float_tile_bytes(part->format, columns);
     for (int k = 0; k < columns; k++)
-        y[k] = weights16(part->format, tile, k / 2 * 2, k % 2)[row % TILE];
+        y[k] = weights_of(part->format, tile, k / 2 * 2, k % 2, (int)(row % TILE / LANES))[row % LANES];
 }
 
 #undef FLOAT_BLOCK

@@ -32,38 +32,53 @@ typedef void (*sparse_block)(const sparse_weight *w, const uint32_t *lists, int6
 INLINE void multiply_sparse(const int rows, const int tiles, const sparse_weight *w, const uint32_t *lists,
                             int64_t step, const float *x, float *sums, int64_t sums_step, int first)
 {
-    f32x16 a[4 * BLOCK_ROWS];
+    enum { MOST = BLOCK_ROWS * BLOCK_TILES < 4 * FEW_ROWS ? 4 * FEW_ROWS : BLOCK_ROWS * BLOCK_TILES };
+    vf32 a[MOST * PIECES]; /* of tile t, piece i, row r: a[(t * PIECES + i) * rows + r] */
     uint32_t begin[4], count[4], common = UINT32_MAX;
 #define EACH_TILE _Pragma("GCC unroll 4") for (int t = 0; t < tiles; t++)
 #define EACH_ROW _Pragma("GCC unroll 16") for (int r = 0; r < rows; r++)
+#define EACH_PIECE _Pragma("GCC unroll 4") for (int i = 0; i < PIECES; i++)
+#define SUMS_AT *(vf32_unaligned *)(sums + t * sums_step + r * TILE + i * LANES)
 #define ADD(block)                                                                                           \
     do {                                                                                                     \
         const uint32_t at = block;                                                                           \
-        const f32x16 v = *(const f32x16 *)(w->values + at * (int64_t)sizeof(f32x16));                        \
+        const unsigned char *v = w->values + at * (int64_t)(TILE * sizeof(float));                           \
         const float *column = x + w->columns[at];                                                            \
-        EACH_ROW a[t * rows + r] += v * column[r * CHUNK_STRIDE];                                            \
+        EACH_ROW                                                                                             \
+        {                                                                                                    \
+            EACH_PIECE a[(t * PIECES + i) * rows + r] +=                                                     \
+                *(const vf32_unaligned *)(v + i * LANE_BYTES) * column[r * CHUNK_STRIDE];                    \
+        }                                                                                                    \
     } while (0)
     EACH_TILE
     {
         begin[t] = lists[t * step];
         count[t] = lists[t * step + 1] - begin[t];
         common = count[t] < common ? count[t] : common;
-        EACH_ROW a[t * rows + r] = first ? (f32x16){0} : load16(sums + t * sums_step + r * TILE);
+        EACH_ROW
+        {
+            EACH_PIECE a[(t * PIECES + i) * rows + r] = first ? (vf32){0} : (vf32)SUMS_AT;
+        }
     }
     if (tiles > 1)
-        for (uint32_t i = 0; i < common; i++)
-            EACH_TILE ADD(begin[t] + i);
+        for (uint32_t n = 0; n < common; n++)
+            EACH_TILE ADD(begin[t] + n);
     EACH_TILE
     {
-        for (uint32_t i = tiles > 1 ? common : 0; i < count[t]; i++)
-            ADD(begin[t] + i);
+        for (uint32_t n = tiles > 1 ? common : 0; n < count[t]; n++)
+            ADD(begin[t] + n);
     }
     EACH_TILE
     {
-        EACH_ROW store16(sums + t * sums_step + r * TILE, a[t * rows + r]);
+        EACH_ROW
+        {
+            EACH_PIECE SUMS_AT = a[(t * PIECES + i) * rows + r];
+        }
     }
 #undef EACH_TILE
 #undef EACH_ROW
+#undef EACH_PIECE
+#undef SUMS_AT
 #undef ADD
 }
 

@@ -9,14 +9,14 @@
 enum { MIAOTUI_BF16_DOT = 1 };
 
 /* Lane i += the two products of the bfloat16 pair i of `weights` and the pair `x`, in float32. */
-INLINE f32x16 dot_pair(f32x16 sum, const void *weights, uint32_t x)
+INLINE vf32 dot_pair(vf32 sum, const void *weights, uint32_t x)
 {
     const __m512bh w = (__m512bh)_mm512_load_si512(weights);
-    return (f32x16)_mm512_dpbf16_ps((__m512)sum, w, (__m512bh)_mm512_set1_epi32((int)x));
+    return (vf32)_mm512_dpbf16_ps((__m512)sum, w, (__m512bh)_mm512_set1_epi32((int)x));
 }
 #else
 enum { MIAOTUI_BF16_DOT = 0 };
-INLINE f32x16 dot_pair(f32x16 sum, const void *weights, uint32_t x)
+INLINE vf32 dot_pair(vf32 sum, const void *weights, uint32_t x)
 {
     (void)weights, (void)x;
     return sum;
