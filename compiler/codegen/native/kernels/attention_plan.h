@@ -5,7 +5,7 @@
 #include "attention_rows.h"
 
 enum {
-    FEW_QUERIES = 8,     /* up to this many query rows of a kv head are multiplied row by row */
+    FEW_QUERIES = 8,  /* up to this many query rows of a kv head are multiplied row by row */
     FEW_KEYS = 256,   /* keys of an item then */
     TILE_ROWS = 192,  /* query rows of an item otherwise, if a token has no more */
     TILE_KEYS = 64,   /* keys that are worked on at once */
