@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 from miaotui.compiler.program import Program
@@ -15,23 +21,48 @@ from support.language_models import (
     imported,
     translated,
 )
+from support.native_stepping import assert_lowered_alike, native_stepper, unlowered
 from support.rewriting import ort_run
 from support.stepping import Stepper, assert_steps_equal_whole, lowered
 
 COUNT = 32
+BACKENDS = ("ort", "native")
 PROMPTS = [np.random.default_rng(3).integers(2, VOCABULARY, n).tolist() for n in (5, 17, 11)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", DECODERS)
-def test_greedy_tokens_equal_the_source_s_own(family: str) -> None:
+@dataclass(frozen=True)
+class Source:
+    """A model as it was imported, and what it writes itself behind prompts or sources, by their number."""
+
+    program: Program
+    written: Mapping[int, list[list[int]]]
+
+
+@lru_cache(maxsize=1)  # the backends of one family follow each other
+def decoder(family: str) -> Source:
     model = build(*DECODERS[family])
-    program = lowered(imported(model))
+    written = {len(prompts): generated(model, prompts, COUNT) for prompts in (PROMPTS[1:2], PROMPTS)}
+    return Source(imported(model), written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", DECODERS)
+def test_greedy_tokens_equal_the_source_s_own(family: str, backend: str, tmp_path: Path) -> None:
+    source = decoder(family)
+    program = lowered(source.program, backend=backend)
     assert program.decoding is not None and program.decoding.vocabulary == VOCABULARY
-    assert_steps_equal_whole(program)
-    stepper = Stepper(program)
-    assert stepper.greedy(PROMPTS[1:2], COUNT) == generated(model, PROMPTS[1:2], COUNT)
-    assert stepper.greedy(PROMPTS, COUNT) == generated(model, PROMPTS, COUNT)
+    with ExitStack() as stack:
+        if backend == "native":
+            standard = unlowered(source.program)
+            assert_lowered_alike(standard, program)
+            stepper: Stepper = stack.enter_context(native_stepper(program, tmp_path))
+            assert_steps_equal_whole(standard, stepper=stepper)
+        else:
+            stepper = Stepper(program)
+            assert_steps_equal_whole(program)
+        for prompts in (PROMPTS[1:2], PROMPTS):
+            assert stepper.greedy(prompts, COUNT) == source.written[len(prompts)]
 
 
 @pytest.mark.slow
@@ -57,17 +88,39 @@ def sources(lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", TRANSLATORS)
-def test_greedy_translations_equal_the_source_s_own(family: str) -> None:
+LENGTHS = ((9,), (9, 4, 7))
+
+
+@lru_cache(maxsize=1)
+def translator(family: str) -> Source:
     model = build(*TRANSLATORS[family])
-    program = lowered(imported(model))
+    written = {}
+    for lengths in LENGTHS:
+        given = sources(lengths)
+        made = translated(model, given["input_ids"], given["attention_mask"], COUNT)
+        written[len(lengths)] = made
+    return Source(imported(model), written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", TRANSLATORS)
+def test_greedy_translations_equal_the_source_s_own(family: str, backend: str, tmp_path: Path) -> None:
+    source = translator(family)
+    program = lowered(source.program, backend=backend)
     assert program.decoding is not None
     assert program.decoding.encoder == "encode" and program.decoding.encoder_inputs == ("attention_mask",)
-    encode = Program({"main": program.entries["encode"]})
-    stepper = Stepper(program)
-    for lengths in ((9,), (9, 4, 7)):
-        given = sources(lengths)
-        encoded = ort_run(encode, given)
-        made = stepper.greedy([[START]] * len(lengths), COUNT, extra=encoded)
-        assert made == translated(model, given["input_ids"], given["attention_mask"], COUNT)
+    with ExitStack() as stack:
+        if backend == "native":
+            assert_lowered_alike(unlowered(source.program), program)
+            native = stack.enter_context(native_stepper(program, tmp_path))
+            assert native.encode is not None
+            stepper: Stepper = native
+            encode = native.encode.run
+        else:
+            stepper = Stepper(program)
+            encode = partial(ort_run, Program({"main": program.entries["encode"]}))
+        for lengths in LENGTHS:
+            encoded = encode(sources(lengths))
+            made = stepper.greedy([[START]] * len(lengths), COUNT, extra=encoded)
+            assert made == source.written[len(lengths)]

@@ -6,10 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from miaotui.compiler.ir.evaluate import evaluate
+from miaotui.compiler.options import CompileOptions
 from miaotui.compiler.program import Program
+from miaotui.passes.base import PassContext
+from miaotui.passes.pipeline import stages
 from miaotui.runtime.native import NativeRunner
+from support.language_models import VOCABULARY
 from support.native_programs import build, opened
+from support.numerics import scaled_error
 from support.stepping import Array, Stepper
 
 FLAGS = ("-O1",)
@@ -43,3 +51,45 @@ def native_stepper(program: Program, folder: Path, threads: int = 1) -> Iterator
     with ExitStack() as stack:
         runners = [stack.enter_context(opened(small, folder, name, threads)) for name in names]
         yield NativeStepper(small, runners[0], runners[1] if len(runners) > 1 else None)
+
+
+def example(program: Program, entry: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs of an entry: three rows, of which those over a cache hold different lengths."""
+    random = np.random.default_rng(1)
+    sizes: dict[str, int] = {"batch": 3, "tokens": 4, "capacity": 20, "selected": 2}
+    made = {}
+    for spec in program.inputs(entry):
+        shape = [d if isinstance(d, int) else sizes.setdefault(str(d), 7) for d in spec.shape or ()]
+        if spec.name == "past_lengths":
+            array = np.array([3, 9, 0])
+        elif spec.name == "select":
+            array = np.array([[0, 3], [1, 2], [3, 3]])
+        elif "mask" in spec.name:
+            held = np.array([5, 7, 4]).reshape(3, *[1] * (len(shape) - 1))
+            array = np.broadcast_to(np.arange(shape[-1]) < held, shape)
+        elif "ids" in spec.name:
+            array = random.integers(2, VOCABULARY, shape)
+        else:
+            array = random.standard_normal(shape)
+        made[spec.name] = array.astype(spec.dtype.numpy())
+    return made
+
+
+def assert_lowered_alike(standard: Program, native: Program) -> None:
+    """Every entry computes what it computed before it was lowered."""
+    for entry in native.entries:
+        inputs = example(native, entry)
+        expected, got = (evaluate(p.entries[entry], inputs) for p in (standard, native))
+        for name, array in expected.items():
+            assert scaled_error(got[name], array) < 1e-5, f"{entry}: {name}"
+
+
+def unlowered(program: Program) -> Program:
+    """The same passes but the last, which bring it into a backend's operators."""
+    made = program.clone()
+    for stage in stages(CompileOptions(backend="native")):
+        if stage.required:
+            break
+        for step in stage.passes if stage.on else ():
+            step.run(made, PassContext())
+    return made
