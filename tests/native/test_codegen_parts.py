@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from miaotui.compiler.codegen.native.constants import Constants, array_of, key_of
 from miaotui.compiler.codegen.native.emit.base import View, bare, divided, times
 from miaotui.compiler.codegen.native.functions import Functions
-from miaotui.compiler.codegen.native.memory import Lifetime, live_steps, plan
+from miaotui.compiler.codegen.native.memory import Lifetime, live_steps, plan, waits
 from miaotui.compiler.codegen.native.program import wrapped
 from miaotui.compiler.codegen.native.sizes import Sizes, c_name
 from miaotui.compiler.codegen.native.source import source_of
@@ -210,6 +210,16 @@ def test_steps_without_effect_are_dropped() -> None:
     reads = [frozenset({0}), frozenset({0, 1}), frozenset({2}), frozenset({1, 9})]
     writes = [frozenset({0}), frozenset({1}), frozenset({2}), frozenset({9})]
     assert live_steps(reads, writes, frozenset({9})) == [True, True, False, True]
+
+
+def test_workers_meet_where_a_step_needs_another() -> None:
+    none: frozenset[str] = frozenset()
+    a, b, c = (frozenset({name}) for name in "abc")
+    plain = [False] * 4
+    assert waits([a, b, c, a | b], [a, b, none, none], plain) == [False, False, False, True]
+    assert waits([a, none, b], [none, a, none], plain[:3]) == [False, True, False]  # read, then written over
+    assert waits([a, a], [a, a], plain[:2]) == [False, True]
+    assert waits([a, b, c], [a, b, c], [True, True, False]) == [False, True, False]  # one scratch memory
 
 
 def test_constants_are_what_follows_from_initializers_alone() -> None:

@@ -31,6 +31,7 @@ class NativeBackend:
     name = "native"
 
     def __init__(self, flags: Sequence[str] = ()) -> None:
+        self._seen: tuple[ir.Graph, int, Sizes] | None = None
         self._flags = tuple(flags)
         """Further ones for the C compiler: tests compile with fewer optimizations and more checks."""
 
@@ -38,8 +39,15 @@ class NativeBackend:
         """None if C can be emitted for ``node``, else the reason it can't."""
         if target.device != "cpu":
             return "native code is for CPUs"
-        sizes = Sizes.of(node.graph) if isinstance(node.graph, ir.Graph) else Sizes((), ())
-        return reason_against(node, Constants(), sizes)
+        return reason_against(node, Constants(), self._sizes_of(node.graph))
+
+    def _sizes_of(self, graph: ir.Graph | ir.Function | None) -> Sizes:
+        """The sizes of a graph; asked for every node of it, they are kept while it stays as long as it is."""
+        if not isinstance(graph, ir.Graph):
+            return Sizes((), ())
+        if self._seen is None or self._seen[0] is not graph or self._seen[1] != len(graph):
+            self._seen = graph, len(graph), Sizes.of(graph)
+        return self._seen[2]
 
     def build(self, program: Program, target: Target, folder: Path, weights: WeightStore) -> Build:
         """Write the program's files into ``folder``; the shared ``weights`` stay as they are.
@@ -89,7 +97,7 @@ def _reading_order(program: Program) -> list[str]:
 
 
 def _is_called(name: str, entries: dict[str, Finished]) -> bool:
-    return any(f"{name}(" in code for finished in entries.values() for _, code in finished.code)
+    return any(f"{name}(" in step.code for finished in entries.values() for step in finished.steps)
 
 
 def _bytes(data: bytes) -> str:

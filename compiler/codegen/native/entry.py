@@ -16,7 +16,7 @@ from .emit.base import CTYPES, Size, View, row_major, times
 from .emit.copies import copied
 from .emit.table import operator_of
 from .functions import Functions
-from .memory import Lifetime, Slot, live_steps, plan
+from .memory import Lifetime, Slot, live_steps, plan, waits
 from .pack import PackedWeight
 from .sizes import Sizes, c_name
 from .source import source_of
@@ -46,7 +46,7 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Statements between two barriers, where they come from, and the buffers they read and write."""
+    """Statements of one node, where they come from, and the buffers they read (or write) and write."""
 
     source: str
     code: str
@@ -318,8 +318,19 @@ class EntryWriter:
         placed, slots = plan(lifetimes)
         names = {mark: f"b{slot}" for mark, slot in placed.items()}
         names |= {mark: self._buffers[mark].place for mark in kept_marks}
-        named = [(step, _BUFFER.sub(lambda m: names[int(m[1])], step.code)) for step in steps]
-        return Finished(self, slots, named, steps)
+        used = [tuple(frozenset(names[m] for m in marks) for marks in (s.reads, s.writes)) for s in steps]
+        wait = waits([r for r, _ in used], [w for _, w in used], [bool(s.scratch) for s in steps])
+        code = [_BUFFER.sub(lambda m: names[int(m[1])], step.code) for step in steps]
+        return Finished(self, slots, [Emitted(*step) for step in zip(steps, code, wait, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A step whose buffers are placed: its code, and whether all workers meet before it."""
+
+    step: Step
+    code: str
+    waits: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,13 +339,12 @@ class Finished:
 
     entry: EntryWriter
     slots: list[Slot]
-    code: list[tuple[Step, str]]
-    steps: list[Step]
+    steps: list[Emitted]
 
     def regions(self) -> Iterator[int]:
         """Weights in the order in which a run reads them."""
-        for _, code in self.code:
-            yield from (int(m) for m in _REGION.findall(code))
+        for step in self.steps:
+            yield from (int(m) for m in _REGION.findall(step.code))
 
 
 def with_weights(code: str, weights: WeightFile) -> str:

@@ -99,3 +99,24 @@ def live_steps(
             alive[index] = True
             wanted |= reads[index]
     return alive
+
+
+def waits(
+    reads: Sequence[frozenset[str]], writes: Sequence[frozenset[str]], scratch: Sequence[bool]
+) -> list[bool]:
+    """Before which steps all workers must have ended those before: the step reads what one of them writes,
+    writes what one reads or writes, or both use scratch memory. Names are of buffers, not of values.
+    """
+    found = []
+    read: set[str] = set()
+    written: set[str] = set()
+    uses = False
+    for mine, made, needs in zip(reads, writes, scratch, strict=True):
+        clash = bool(mine & written or made & (read | written)) or (uses and needs)
+        found.append(clash)
+        if clash:
+            read, written, uses = set(), set(), False
+        read |= mine
+        written |= made
+        uses |= needs
+    return found

@@ -116,7 +116,7 @@ def _bytes(ctype: str, size: Size) -> str:
 
 
 def _scratch(name: str, finished: Finished) -> str:
-    pairs = dict.fromkeys(pair for step in finished.steps for pair in step.scratch)
+    pairs = dict.fromkeys(pair for e in finished.steps for pair in e.step.scratch)
     columns = ((0, "worker_bytes"), (1, "shared_bytes"))
     lines = [f"    *{what} = size_max(*{what}, {pair[side]});" for pair in pairs for side, what in columns]
     text = "\n".join(lines)
@@ -132,13 +132,12 @@ def _scratch(name: str, finished: Finished) -> str:
 
 def _run(name: str, finished: Finished, weights: WeightFile) -> str:
     body = []
-    for index, (step, code) in enumerate(finished.code):
-        body.append(f"    /* {step.source} */")
-        body += [f"    {line}" if line else line for line in with_weights(code, weights).split("\n")]
-        if index < len(finished.code) - 1:
+    for emitted in finished.steps:
+        if emitted.waits:
             body.append("    barrier(w);")
-        body.append("")
-    text = "\n".join(body).rstrip("\n")
+        body += ["", f"    /* {emitted.step.source} */"]
+        body += [f"    {line}" if line else line for line in with_weights(emitted.code, weights).split("\n")]
+    text = "\n".join(body).lstrip("\n")
     entry = finished.entry
     lines = [f"static void {name}_run(worker *w, call *run)", "{"]
     sizes = [line for line in declared(entry, text, running=True) if "(void)" not in line]
@@ -153,7 +152,7 @@ def _run(name: str, finished: Finished, weights: WeightFile) -> str:
             f"    {s.ctype} *const b{i} = ({s.ctype} *)take(&at, bytes[{i}]);"
             for i, s in enumerate(finished.slots)
         ]
-    if not finished.code:
+    if not finished.steps:
         lines.append("    (void)w, (void)run;")
     elif not re.search(r"\bw\b", text):
         lines.append("    (void)w;")
