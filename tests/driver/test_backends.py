@@ -11,6 +11,7 @@ import miaotui
 import numpy as np
 import pytest
 import torch
+from miaotui import driver
 from miaotui.cli.app import app
 from miaotui.compiler.codegen.native.backend import NativeBackend
 from miaotui.compiler.errors import ToolError, UnsupportedError
@@ -81,7 +82,7 @@ def test_a_native_folder_moves_and_is_replaced_like_any_other(tmp_path: Path) ->
         record = executable.manifest.variants["cpu-native"]
         assert record.backend == "native" and record.target.startswith("cpu:")
         assert {"isa", "weights", "cflags", "libs", "compiler"} <= record.settings.keys()
-        assert miaotui.verify(executable.folder).ok
+        assert driver.verify(executable).ok
         assert "keeps no inner values" in executable.verify(Encoder().eval()).note
     (tmp_path / "m").rename(tmp_path / "moved")
     with miaotui.open(tmp_path / "moved") as opened:
@@ -114,9 +115,15 @@ def test_nodes_without_a_kernel_are_named_and_onnxruntime_is_taken(
         assert executable.manifest.default == "cpu-ort"
         [note] = executable.report["notes"]
     assert "no native code" in note and "no kernel is written for it" in note and "node '" in note
-    with pytest.raises(UnsupportedError, match="no kernel is written for it"):
-        compiled(tmp_path / "n", backend="native", timing=0)
-    assert not (tmp_path / "n").exists()
+
+
+def test_what_native_code_can_not_take_is_refused_by_name_if_it_was_asked_for(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5))
+    with pytest.raises(UnsupportedError, match=r"Conv.*no kernel is written for it"):
+        miaotui.compile(
+            net.eval(), inputs=(torch.zeros(1, 3, 8, 8),), output=tmp_path / "m", backend="native", timing=0
+        )
+    assert not (tmp_path / "m").exists()
 
 
 def test_convolutions_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,12 +58,14 @@ def test_every_instruction_set_gives_the_same_tokens(
     if not can_run(ISAS[name]):
         pytest.skip(f"this CPU has no {', '.join(set(ISAS[name].needs) - targets.features())}")
     folder = llama(precision)
-    expected = tiny_llama.tokens(tiny_llama.model(folder, precision), precision, threads=1)
+    expected = tiny_llama.clear_tokens(tiny_llama.model(folder, precision), precision)
     tiny_llama.emitted(tmp_path, Target("cpu", name), precision)
     tiny_llama.compiled(tmp_path, ISAS[name], find_toolchain(), ("-O1", "-Werror"))
     model = tiny_llama.model(tmp_path, precision)
-    for threads in (1, 2, 3):
-        assert tiny_llama.tokens(model, precision, threads=threads) == expected
+    alone = tiny_llama.tokens(model, precision, threads=1)
+    assert alone[: len(expected)] == expected
+    for threads in (2, 3):
+        assert tiny_llama.tokens(model, precision, threads=threads) == alone
 
 
 @needs_zig
@@ -72,10 +74,10 @@ def test_clang_gives_the_same_tokens_without_a_warning(
     llama: Callable[[Precision], Path], tmp_path: Path
 ) -> None:
     folder = llama("int4")
-    expected = tiny_llama.tokens(tiny_llama.model(folder, "int4"), "int4")
+    expected = tiny_llama.clear_tokens(tiny_llama.model(folder, "int4"), "int4")
     tiny_llama.emitted(tmp_path, Target("cpu"), "int4")
     tiny_llama.compiled(tmp_path, isa_of(Target("cpu")), ZIG, ("-O1", "-Werror"))
-    assert tiny_llama.tokens(tiny_llama.model(tmp_path, "int4"), "int4") == expected
+    assert tiny_llama.tokens(tiny_llama.model(tmp_path, "int4"), "int4")[: len(expected)] == expected
 
 
 @needs_zig
@@ -99,14 +101,17 @@ def test_aarch64_gives_the_same_tokens_under_qemu(llama: Callable[[Precision], P
         "-Werror",
     ]
     subprocess.run([*command, f"-I{folder}/include", *sources, "-o", str(program)], check=True, timeout=600)
-    expected = tiny_llama.tokens(tiny_llama.model(llama("int4"), "int4"), "int4")
+    expected = tiny_llama.clear_tokens(tiny_llama.model(llama("int4"), "int4"), "int4")
     run = ["qemu-aarch64", "-cpu", "max", str(program), str(folder / WEIGHTS), "24"]
     prompt = " ".join(map(str, tiny_llama.PROMPT))
     done = subprocess.run(run, input=prompt, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout.split() == [str(token) for token in expected], done.stderr
+    found = [int(word) for word in done.stdout.split()]
+    assert len(found) == 24 and found[: len(expected)] == expected, done.stderr
     weak = [*run[:1], "-cpu", "cortex-a53", *run[3:]]
     done = subprocess.run(weak, input=prompt, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1 and "was built for armv8.2-a and needs FP16, this CPU has" in done.stderr
+    assert (
+        done.returncode == 1 and "was built for armv8.2-a and needs FP16, this CPU has nothing" in done.stderr
+    )
 
 
 @needs_zig
@@ -262,12 +267,13 @@ def test_a_model_runs_under_sanitizers(
         check=True, timeout=900,
     )  # fmt: skip
     del environment["LD_PRELOAD"]  # it is in the program
-    expected = tiny_llama.tokens(tiny_llama.model(folder, precision), precision)
+    expected = tiny_llama.clear_tokens(tiny_llama.model(folder, precision), precision)
     done = subprocess.run(
         [str(program), str(folder / WEIGHTS), "24"], input=" ".join(map(str, tiny_llama.PROMPT)),
         env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
-    assert done.stdout.split() == [str(token) for token in expected], done.stderr[-3000:]
+    found = [int(word) for word in done.stdout.split()]
+    assert len(found) == 24 and found[: len(expected)] == expected, done.stderr[-3000:]
 
 
 # ---- standing alone

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,6 +23,9 @@ from miaotui.passes.pipeline import pipeline
 from miaotui.runtime.generate.decoder import Decoder
 from miaotui.runtime.native import NativeModel, NativeRunner
 from support.language_models import DECODERS, build, imported
+
+DOUBTFUL = {"fp32": 1e-3, "int4": 0.03}
+"""Distances of logits (deviation 1) that another order of sums or one rounded code may turn."""
 
 PROMPT = [7, 42, 250, 3, 3, 99, 120, 8, 15, 200, 33]
 
@@ -70,14 +74,26 @@ def tokens(
     opened: NativeModel, precision: Precision = "fp32", count: int = 24, threads: int = 2
 ) -> list[int]:
     """What it writes greedily behind ``PROMPT``."""
+    return [token for token, _ in steps(opened, precision, count, threads)]
+
+
+def clear_tokens(opened: NativeModel, precision: Precision = "fp32") -> list[int]:
+    """The same up to the first choice that a rounding elsewhere could turn."""
+    clear = itertools.takewhile(lambda step: step[1] > DOUBTFUL[precision], steps(opened, precision, 24, 2))
+    found = [token for token, _ in clear]
+    assert len(found) >= 6
+    return found
+
+
+def steps(opened: NativeModel, precision: Precision, count: int, threads: int) -> Iterator[tuple[int, float]]:
+    """Each token that it writes, and how far its logit stands above the next."""
     program = lowered(precision)
     assert program.decoding is not None
-    text: list[int] = []
     with NativeRunner(opened, threads) as runner:
         decoder = Decoder(runner, program.decoding, in_place=True)
         decoder.prefill(0, PROMPT)
         for _ in range(count):
-            text.append(int(decoder.tokens[0, 0]))
+            second, best = np.sort(decoder.logits[0])[-2:]
+            assert np.isfinite(best)
+            yield int(decoder.tokens[0, 0]), float(best - second)
             decoder.step()
-        assert np.isfinite(decoder.logits).all()
-    return text
