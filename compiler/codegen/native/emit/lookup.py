@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .base import Entry, Operator, bare, times
-from .gathers import gather
+from .gathers import gather, reason
 from .views import required
 
 
@@ -41,4 +41,4 @@ static void NAME(worker *w, call *run, int64_t count, const int64_t *ids, const 
     entry.step(node, f"{function}(w, run, {bare(count)}, {indices.pointer}, {where}, {y.pointer});")
 
 
-OPERATORS = {"Gather": Operator(_gather)}
+OPERATORS = {"Gather": Operator(_gather, reason)}
