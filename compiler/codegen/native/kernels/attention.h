@@ -31,6 +31,10 @@ INLINE void many_item(worker *w, const attention_spec *spec, const attention_arg
     if (spec->cache != CACHE_NONE && p->blocks == 1)
         write_item_rows(spec, args, item, s.stage);
     tile_begin(spec, &s);
+    if (item->chunks == 1) /* lines that the output will be written to */
+        for (int64_t m = 0; m < s.rows; m++)
+            for (int i = 0; i < spec->value_size; i += 16)
+                __builtin_prefetch(output_row(args, p, item, m) + i, 1);
     rows_at keys = keys_of(w, spec, args, item->row, item->head);
     rows_at values = values_of(spec, args, item->row, item->head);
     if (uses_codes(spec))

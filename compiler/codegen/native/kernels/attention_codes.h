@@ -179,7 +179,7 @@ INLINE void coded_scores(const float *query, const float *query_scale, const flo
 INLINE f32x16 coarse_weight16(f32x16 x)
 {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
-    x = max16(x, splat16(-87.0f));
+    x = greater16(x, splat16(-87.0f));
     f32x16 shifted = x * 1.44269504f + magic;
     f32x16 r = x - (shifted - magic) * 0.693147181f;
     f32x16 p = splat16(0.0412775762f);
@@ -198,8 +198,8 @@ INLINE void coded_weights(float *scores, int64_t rows, int64_t count, const floa
     for (int64_t r = 0; r < rows; r += 16) {
         f32x16 most = load16(scores + r), sum = splat16(0), before = load16(top + r);
         for (int64_t j = 1; j < count; j++)
-            most = max16(load16(scores + j * rows + r), most);
-        f32x16 finite = max16(most, splat16(-3.40282347e38f));
+            most = greater16(load16(scores + j * rows + r), most);
+        f32x16 finite = greater16(most, splat16(-3.40282347e38f));
         for (int64_t j = 0; j < count; j += 2) {
             f32x16 low = coarse_weight16(load16(scores + j * rows + r) - finite), high = splat16(0);
             if (j + 1 < count)
@@ -209,7 +209,7 @@ INLINE void coded_weights(float *scores, int64_t rows, int64_t count, const floa
             codes |= (i32x16)(high * value_scale[j + 1 < count ? j + 1 : j] + magic) << 16;
             store16(scores + j / 2 * rows + r, (f32x16)codes);
         }
-        f32x16 now = max16(most, before), bound = max16(now, splat16(-3.40282347e38f));
+        f32x16 now = greater16(most, before), bound = greater16(now, splat16(-3.40282347e38f));
         f32x16 less = weight16(before - bound), here = weight16(most - bound);
         store16(top + r, now);
         store16(total + r, load16(total + r) * less + sum * here);

@@ -137,7 +137,7 @@ INLINE void few_weights(float *scores, int64_t count, float *top, float *total)
     for (int64_t j = count; j < padded; j++)
         scores[j] = -__builtin_inff();
     for (int64_t j = 0; j < padded; j += 16)
-        most = max16(load16(scores + j), most);
+        most = greater16(load16(scores + j), most);
     *top = largest16(most);
     float finite = *top == -__builtin_inff() ? 0 : *top;
     for (int64_t j = 0; j < padded; j += 16) {

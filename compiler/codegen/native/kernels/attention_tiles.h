@@ -62,7 +62,7 @@ INLINE void tile_weights(float *scores, int64_t rows, int64_t count, float *top,
     for (int64_t r = 0; r < rows; r += 16) {
         f32x16 before = load16(top + r), most = before, sum = splat16(0);
         for (int64_t j = 0; j < count; j++)
-            most = max16(load16(scores + j * rows + r), most);
+            most = greater16(load16(scores + j * rows + r), most);
         f32x16 finite = select16(most == -__builtin_inff(), splat16(0), most), less = exp16(before - finite);
         for (int64_t j = 0; j < count; j++) {
             f32x16 weight = weight16(load16(scores + j * rows + r) - finite);

@@ -5,6 +5,16 @@
 #include "../vector_math.h"
 #include "isa.h"
 
+/* The greater of each lane; either, if one is NaN. */
+INLINE f32x16 greater16(f32x16 a, f32x16 b)
+{
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return max16(a, b);
+#endif
+}
+
 /* LANES signed bytes at p as floats. */
 INLINE vf32 from_bytes(const int8_t *p)
 {
