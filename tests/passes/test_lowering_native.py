@@ -15,6 +15,7 @@ from miaotui.compiler.ir.builder import FLOAT16, INT64, Builder
 from miaotui.compiler.ir.evaluate import evaluate
 from miaotui.compiler.ir.quantized import blocked_weight
 from miaotui.compiler.ir.verify import verify
+from miaotui.compiler.options import CompileOptions
 from miaotui.compiler.program import Program
 from miaotui.passes.base import Pass, PassContext
 from miaotui.passes.cleanup import CLEANUP
@@ -30,6 +31,7 @@ from miaotui.passes.lowering.native import (
     NativeWeights,
 )
 from miaotui.passes.lowering.native.layer import Layer
+from miaotui.passes.pipeline import pipeline
 from support.decode_graphs import Layers, block_weights, quantized
 from support.rewriting import Arrays, assert_same, operators, reasons, run_pass
 
@@ -453,3 +455,12 @@ def _chain(weight: ir.Value) -> list[ir.Node]:
     """The nodes that compute a weight."""
     node = weight.producer()
     return [] if node is None else [node, *(n for v in node.inputs if v is not None for n in _chain(v))]
+
+
+def test_half_precision_is_one_of_weights_and_cache_not_of_activations() -> None:
+    steps = pipeline(CompileOptions(backend="native", precision="fp16"))
+    names = [step.name for step in steps]
+    assert "convert-fp16" not in names
+    assert [step for step in steps if step.name == "native-weights"][-1] == NativeWeights("fp16")
+    assert names.index("native-residual") < names.index("native-weights") < names.index("native-cache")
+    assert "native-linear" in [step.name for step in pipeline(CompileOptions(backend="native", opt=0))]
