@@ -29,7 +29,7 @@
 enum { PREPARED_ALONE = 2 };
 
 /* Rows that are multiplied with a tile before the next one: their codes stay in the second-level cache. */
-enum { CACHED_BYTES = 256 << 10 };
+enum { CACHED_BYTES = 512 << 10 };
 
 INLINE int64_t row_bytes(const linear_spec *spec)
 {

@@ -21,7 +21,10 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-enum { MOST_SUMS = 2 * PIECES * REGISTER_ROWS, SUPERBLOCK = 256, HALF = 16, PREFETCH_AHEAD = 4096, LINE = 64 };
+/* Up to SPLIT_ROWS rows, reading weights is what takes time: one tile at a time, in one stream that is fetched
+ * PREFETCH_AHEAD bytes before its use, and sums in two chains, so that latencies do not show. */
+enum { SUPERBLOCK = 256, HALF = 16, LINE = 64, PREFETCH_AHEAD = 8192, SPLIT_ROWS = 2 };
+enum { MOST_SUMS = 2 * PIECES * REGISTER_ROWS };
 
 INLINE int bits_of_format(int format) { return format & 15; }
 INLINE int bias_of_format(int format) { return (format >> 4 & 1) << (bits_of_format(format) - 1); }
@@ -173,8 +176,13 @@ INLINE void dot_tiles(const linear_part *part, const int columns, const unsigned
                 const int32_t *less = (const int32_t *)(numbers + 2 * stride);
                 const unsigned char *block = w + 2 * halves * record_bytes(format);
                 vi32 dots[MOST_SUMS];
-                UNROLL for (int line = 0; line < block_bytes + record_bytes(format); line += LINE)
-                    __builtin_prefetch(w + PREFETCH_AHEAD + line);
+                UNROLL for (int line = 0; line < block_bytes + record_bytes(format); line += LINE) {
+                    if (tiles == 1)
+                        __builtin_prefetch(w + PREFETCH_AHEAD + line);
+                    else
+                        UNROLL for (int t = 0; t < tiles; t++)
+                            __builtin_prefetch(w + (tiles + t) * bytes + line, 0, 2);
+                }
                 UNROLL for (int half = 0; half < 2; half++) {
                     vu8 codes[8 * PIECES];
                     UNROLL for (int s = 0; s < slices; s++) {
@@ -191,7 +199,12 @@ INLINE void dot_tiles(const linear_part *part, const int columns, const unsigned
                             vi32 dot = dots[s * rows + r];
                             if (halves || half == 0)
                                 dot = factor ? ((vi32){0} + start) * factor : (vi32){0};
-                            dots[s * rows + r] = dot_half(bits, dot, codes + 4 * s, values + r * CODES + half * HALF);
+                            const vu8 *own = codes + 4 * s;
+                            const int8_t *value = values + r * CODES + half * HALF;
+                            if (rows <= SPLIT_ROWS && half == 1 && !halves)
+                                dots[s * rows + r] = dot + dot_half(bits, (vi32){0}, own, value);
+                            else
+                                dots[s * rows + r] = dot_half(bits, dot, own, value);
                         }
                     }
                     if (halves || half == 1)
@@ -238,9 +251,9 @@ INLINE void int_block(const linear_spec *spec, const linear_args *args, int p, i
     const int64_t bytes = tile_bytes(part, spec->columns);
     const unsigned char *w = args->weight[p] + tile * bytes * (spec->gated ? 2 : 1);
     vf32 sums[MOST_SUMS];
-    if (rows == 1)
-        for (int t = 0; t < tiles; t++) /* one after the other: memory is read in one stream */
-            dot_tiles(part, spec->columns, w + t * bytes, 1, x, at, 1, stride, sums + t * PIECES);
+    if (rows <= SPLIT_ROWS)
+        for (int t = 0; t < tiles; t++)
+            dot_tiles(part, spec->columns, w + t * bytes, 1, x, at, rows, stride, sums + t * PIECES * rows);
     else {
         for (int r = 0; r < rows; r++)
             prefetch_output(spec, args, p, row + at + r, tile, spec->gated ? 1 : tiles);
