@@ -7,7 +7,7 @@
 #ifndef MIAOTUI_VECTOR_MATH_H
 #define MIAOTUI_VECTOR_MATH_H
 
-#include "base.h"
+#include "isa/isa.h"
 
 /* `mask` of a comparison: all bits or none. C has no `?:` on vectors; compilers turn this into one blend. */
 INLINE f32x16 select16(i32x16 mask, f32x16 yes, f32x16 no)
@@ -71,6 +71,7 @@ INLINE float float_of(uint32_t bits)
 
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 
+#if LANE_BYTES == 64
 #define FLOATS f32x16
 #define BITS u32x16
 #define NAMED(name) name##16
@@ -80,6 +81,42 @@ typedef uint32_t u32x16 __attribute__((vector_size(64)));
 #define CONSTANT(x) splat16(x)
 #define TO_NUMBERS(bits) __builtin_convertvector((i32x16)(bits), f32x16)
 #include "vector_math_body.h"
+#else
+/* Registers hold less than 16 lanes: a function goes through them one by one, or its values would lie in memory. */
+typedef uint32_t vu32 __attribute__((vector_size(LANE_BYTES)));
+#define FLOATS vf32
+#define BITS vu32
+#define NAMED(name) name##_of_lanes
+#define TO_BITS(x) ((vu32)(x))
+#define FROM_BITS(x) ((vf32)(x))
+#define SELECT(mask, yes, no) ((vf32)(((mask) & (vi32)(yes)) | (~(mask) & (vi32)(no))))
+#define CONSTANT(x) ((x) - (vf32){0})
+#define TO_NUMBERS(bits) __builtin_convertvector((vi32)(bits), vf32)
+#include "vector_math_body.h"
+
+#define BY_LANES(name)                                                                                       \
+    INLINE f32x16 name##16(f32x16 x)                                                                         \
+    {                                                                                                        \
+        union {                                                                                              \
+            f32x16 whole;                                                                                    \
+            vf32 pieces[PIECES];                                                                             \
+        } v = {x};                                                                                           \
+        for (int i = 0; i < PIECES; i++)                                                                     \
+            v.pieces[i] = name##_of_lanes(v.pieces[i]);                                                      \
+        return v.whole;                                                                                      \
+    }
+BY_LANES(exp)
+BY_LANES(log)
+BY_LANES(tanh)
+BY_LANES(erf)
+BY_LANES(sigmoid)
+BY_LANES(relu)
+BY_LANES(silu)
+BY_LANES(quick_gelu)
+BY_LANES(gelu)
+BY_LANES(gelu_tanh)
+#undef BY_LANES
+#endif
 
 #define FLOATS float
 #define BITS uint32_t
