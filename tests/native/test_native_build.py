@@ -293,7 +293,7 @@ def test_the_c_example_is_built_by_its_own_line_and_writes_the_same_tokens(
 
     def run(*arguments: str, stdin: str) -> subprocess.CompletedProcess[str]:
         command = [str(tmp_path / "native_chat"), *arguments]
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
     expected = [str(t) for t in tiny_llama.tokens(tiny_llama.model(folder, "int4"), "int4")]
     weights, prompt = str(folder / WEIGHTS), " ".join(map(str, tiny_llama.PROMPT))
@@ -303,8 +303,8 @@ def test_the_c_example_is_built_by_its_own_line_and_writes_the_same_tokens(
     assert "token ids" in run(weights, "4", stdin="hello").stderr
     assert "No such file" in run("gone", "4", stdin="1").stderr
     assert run(stdin="").returncode == 2
-    full = run(weights, "1000", stdin=prompt)
-    assert full.returncode == 0 and len(full.stdout.split()) == 128 - len(tiny_llama.PROMPT) + 1
+    full = run(weights, "5000", stdin=prompt)  # it makes room for 4096 tokens
+    assert full.returncode == 0 and len(full.stdout.split()) == 4096 - len(tiny_llama.PROMPT) + 1
 
 
 @needs_zig
