@@ -1,21 +1,24 @@
 /* Tiles of float weights: fp32, fp16 and bf16, multiplied in float32.
  *
- * A tile holds 16 rows of a weight, column by column: 16 floats or halves; of bf16, pairs of columns, 16 times two
- * numbers, so that either half of a 32-bit lane becomes a float by a shift. The last pair's missing column is 0.
+ * A tile holds 16 rows of a weight, column by column: 16 floats or halves; of bf16, pairs of columns, 16
+ * times two numbers, so that either half of a 32-bit lane becomes a float by a shift. The last pair's
+ * missing column is 0.
  *
- * Every output is one chain of fused multiply-adds over the columns in their order, whatever block it is computed
- * in. So it depends neither on the number of threads nor on the rows that are computed with it. */
+ * Every output is one chain of fused multiply-adds over the columns in their order, whatever block it is
+ * computed in. So it depends neither on the number of threads nor on the rows that are computed with it. */
 #ifndef MIAOTUI_LINEAR_FLOAT_H
 #define MIAOTUI_LINEAR_FLOAT_H
 
 #include "isa/bf16.h"
 #include "linear_store.h"
 
-/* WEIGHT_BF16_BOTH: bf16 too, of a layer that may round its activations so. From BF16_COUNT rows on it does where the
- * CPU multiplies pairs of bf16, which is twice as fast; the sums are float32 all the same. */
-enum { WEIGHT_F32 = 1, WEIGHT_F16 = 2, WEIGHT_BF16 = 3, WEIGHT_SPARSE = 4, WEIGHT_BF16_BOTH = 5, BF16_COUNT = 4 };
+/* WEIGHT_BF16_BOTH: bf16 too, of a layer that may round its activations so. From BF16_COUNT rows on it
+ * does where the CPU multiplies pairs of bf16, which is twice as fast; the sums are float32 all the same. */
+enum { WEIGHT_F32 = 1, WEIGHT_F16 = 2, WEIGHT_BF16 = 3, WEIGHT_SPARSE = 4, WEIGHT_BF16_BOTH = 5 };
+enum { BF16_COUNT = 4 };
 
-/* How part `p` of a layer is multiplied with `count` rows: its format, BF16_BOTH only where all parts round. */
+/* How part `p` of a layer is multiplied with `count` rows: its format, BF16_BOTH only where all parts
+ * round. */
 INLINE int format_for(const linear_spec *spec, int p, int64_t count)
 {
     int both = MIAOTUI_BF16_DOT && count >= BF16_COUNT;
@@ -24,13 +27,14 @@ INLINE int format_for(const linear_spec *spec, int p, int64_t count)
     return spec->part[p].format == WEIGHT_BF16_BOTH && !both ? WEIGHT_BF16 : spec->part[p].format;
 }
 
-/* The blocks of sums that stay in registers: batch rows times tiles; four tiles of FEW_ROWS at most. X(rows, tiles). */
+/* The blocks of sums that stay in registers: batch rows times tiles; four tiles of FEW_ROWS at most.
+ * X(rows, tiles). */
 #if defined(__AVX512F__)
 enum { BLOCK_ROWS = 14, BLOCK_TILES = 2, FEW_ROWS = 3 };
 #define FLOAT_BLOCKS(X) \
-    X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1) X(9, 1) X(10, 1) X(11, 1) X(12, 1) X(13, 1) \
-    X(14, 1) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2) X(7, 2) X(8, 2) X(9, 2) X(10, 2) X(11, 2) X(12, 2) \
-    X(13, 2) X(14, 2) X(1, 4) X(2, 4) X(3, 4)
+    X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1) X(9, 1) X(10, 1) X(11, 1) \
+    X(12, 1) X(13, 1) X(14, 1) X(1, 2) X(2, 2) X(3, 2) X(4, 2) X(5, 2) X(6, 2) X(7, 2) X(8, 2) \
+    X(9, 2) X(10, 2) X(11, 2) X(12, 2) X(13, 2) X(14, 2) X(1, 4) X(2, 4) X(3, 4)
 #elif defined(__AVX__) || defined(__aarch64__)
 enum { BLOCK_ROWS = 6, BLOCK_TILES = 1, FEW_ROWS = 1 };
 #define FLOAT_BLOCKS(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(1, 4)
@@ -39,9 +43,9 @@ enum { BLOCK_ROWS = 3, BLOCK_TILES = 1, FEW_ROWS = 0 };
 #define FLOAT_BLOCKS(X) X(1, 1) X(2, 1) X(3, 1)
 #endif
 
-/* Input rows are copied in chunks of up to CHUNK columns, CHUNK_STRIDE floats apart: a stride that the compiler
- * knows, and that spreads rows over the sets of the first-level cache, as many columns are powers of two. A chunk
- * of two tiles is multiplied with FLOAT_ROWS rows while it is in the second-level cache. */
+/* Input rows are copied in chunks of up to CHUNK columns, CHUNK_STRIDE floats apart: a stride that the
+ * compiler knows, and that spreads rows over the sets of the first-level cache, as many columns are powers
+ * of two. A chunk of two tiles is multiplied with FLOAT_ROWS rows while it is in the second-level cache. */
 enum { CHUNK = 512, CHUNK_STRIDE = CHUNK + TILE, FLOAT_ROWS = 12 * 14 };
 
 typedef struct chunking {
@@ -68,8 +72,8 @@ INLINE int64_t float_row_bytes(int columns)
     return chunks_of(columns).count * CHUNK_STRIDE * (int64_t)sizeof(float);
 }
 
-/* Copy row `row` of `count` to its place among the prepared ones: float[chunks][count][CHUNK_STRIDE]. For weights of
- * BF16_BOTH: its numbers in bf16, as many behind them as fill a pair, with the same strides. */
+/* Copy row `row` of `count` to its place among the prepared ones: float[chunks][count][CHUNK_STRIDE]. For
+ * weights of BF16_BOTH: its numbers in bf16, as many behind them as fill a pair, with the same strides. */
 INLINE void prepare_float_row(int format, const float *x, int columns, int64_t row, int64_t count,
                               unsigned char *prepared)
 {
@@ -93,7 +97,8 @@ INLINE int64_t column_bytes(int format) { return format == WEIGHT_F32 ? 64 : 32;
 
 INLINE int64_t float_tile_bytes(int format, int columns)
 {
-    return column_bytes(format) * (format == WEIGHT_BF16 || format == WEIGHT_BF16_BOTH ? (columns + 1) / 2 * 2 : columns);
+    int paired = format == WEIGHT_BF16 || format == WEIGHT_BF16_BOTH;
+    return column_bytes(format) * (paired ? (columns + 1) / 2 * 2 : columns);
 }
 
 /* The numbers of column even + odd that one register holds: piece `i` of a tile. */
@@ -107,8 +112,8 @@ INLINE vf32 weights_of(int format, const unsigned char *w, int64_t even, int odd
     return (vf32)(odd ? pair & ~0xffff : pair << 16);
 }
 
-/* What is fetched while a block is multiplied: `lines` cache lines from `at` on for every STRIDE columns. It is a
- * part of the tiles that come next, which thus are in the second-level cache before they are read. */
+/* What is fetched while a block is multiplied: `lines` cache lines from `at` on for every STRIDE columns.
+ * It is a part of the tiles that come next, which thus are in the second-level cache before they are read. */
 typedef struct fetch {
     const unsigned char *at;
     int lines;
@@ -124,8 +129,8 @@ typedef void (*float_block)(const unsigned char *w, int64_t step, int columns, c
                             int64_t sums_step, int first, fetch next);
 
 INLINE void multiply_block(const int format, const int rows, const int tiles, const unsigned char *w,
-                           int64_t step, int columns, const float *x, float *sums, int64_t sums_step, int first,
-                           fetch next)
+                           int64_t step, int columns, const float *x, float *sums, int64_t sums_step,
+                           int first, fetch next)
 {
     enum { MOST = BLOCK_ROWS * BLOCK_TILES < 4 * FEW_ROWS ? 4 * FEW_ROWS : BLOCK_ROWS * BLOCK_TILES };
     const int slices = tiles * PIECES;
@@ -235,18 +240,20 @@ INLINE int tiles_at_once(int format, int64_t rows, int64_t left)
     return (int)min64(left, BLOCK_TILES);
 }
 
-/* What block `b` of `blocks` fetches: its part of `width` tiles from `w` on, `bytes` apart, `lines` of each. A single
- * block reads as fast as memory gives: fetching further ahead only disturbs it. */
+/* What block `b` of `blocks` fetches: its part of `width` tiles from `w` on, `bytes` apart, `lines` of
+ * each. A single block reads as fast as memory gives: fetching further ahead only disturbs it. */
 INLINE fetch fetch_of(const unsigned char *w, int64_t bytes, int64_t lines, int width, int columns, int64_t b,
                       int64_t blocks)
 {
     const int64_t strides = max64(1, columns / STRIDE), own = (width * lines + blocks - 1) / blocks;
     const int64_t each = (own + strides - 1) / strides, from = b * each * strides;
-    return blocks > 1 && from < width * lines ? (fetch){w + from / lines * bytes + from % lines * 64, (int)each} : (fetch){w, 0};
+    if (blocks == 1 || from >= width * lines)
+        return (fetch){w, 0};
+    return (fetch){w + from / lines * bytes + from % lines * 64, (int)each};
 }
 
-/* Sums of `rows` (at most FLOAT_ROWS) and `tiles` of the weight, as blocks leave them: [tile][row][16]. x: prepared
- * rows of `count`, or, of a single row, itself. */
+/* Sums of `rows` (at most FLOAT_ROWS) and `tiles` of the weight, as blocks leave them: [tile][row][16]. x:
+ * prepared rows of `count`, or, of a single row, itself. */
 INLINE void float_sums(int format, int columns, const unsigned char *weight, const float *x, int64_t count,
                        range rows, range tiles, float *sums)
 {
@@ -261,9 +268,10 @@ INLINE void float_sums(int format, int columns, const unsigned char *weight, con
             for (int64_t b = 0; b < blocks; b++) {
                 const int64_t begin = many * b / blocks, end = many * (b + 1) / blocks;
                 const float *from = count ? x + (i * count + rows.begin + begin) * CHUNK_STRIDE : x + first;
+                const fetch next = fetch_of(w + width * bytes, bytes, wide * column_bytes(format) / 64, width,
+                                            wide, b, blocks);
                 block_of(format, width, (int)(end - begin))(
-                    w, bytes, wide, from, sums + (t - tiles.begin) * step + begin * TILE, step, !i,
-                    fetch_of(w + width * bytes, bytes, wide * column_bytes(format) / 64, width, wide, b, blocks));
+                    w, bytes, wide, from, sums + (t - tiles.begin) * step + begin * TILE, step, !i, next);
             }
         }
         t += width;

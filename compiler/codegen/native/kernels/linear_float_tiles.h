@@ -1,14 +1,15 @@
-/* The float half of a linear layer: sums of dense or sparse tiles, stored with all that is fused behind them. */
+/* The float half of a linear layer: sums of dense or sparse tiles, stored with all that is fused behind
+ * them. */
 #ifndef MIAOTUI_LINEAR_FLOAT_TILES_H
 #define MIAOTUI_LINEAR_FLOAT_TILES_H
 
 #include "linear_float.h"
 #include "linear_sparse.h"
 
-/* The outputs of `tiles` of part `p` for `rows`, stored. `prepared`: all rows by prepare_float_row(), or NULL if
- * there is but one, which is read where it lies. */
-INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p, const unsigned char *prepared,
-                        range rows, range tiles)
+/* The outputs of `tiles` of part `p` for `rows`, stored. `prepared`: all rows by prepare_float_row(), or
+ * NULL if there is but one, which is read where it lies. */
+INLINE void float_tiles(const linear_spec *spec, const linear_args *args, int p,
+                        const unsigned char *prepared, range rows, range tiles)
 {
     const int format = format_for(spec, p, args->count), pair = spec->gated ? 2 : 1;
     const int64_t rows_of_x = prepared ? args->count : 0;

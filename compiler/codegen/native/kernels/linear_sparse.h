@@ -1,8 +1,10 @@
-/* Tiles of block-sparse float weights: blocks of 16 rows by 1 column, of which only those with a number are stored.
+/* Tiles of block-sparse float weights: blocks of 16 rows by 1 column, of which only those with a number
+ * are stored.
  *
- * A packed weight: uint32 starts[tiles][chunks], and one more: where the blocks of a tile and chunk begin; then
- * uint16 columns[blocks], within their chunk; then float values[blocks][16]. Each part begins at a multiple of 64
- * bytes. Chunks are those of linear_float.h. Sums are chains over the columns in their order, as of dense tiles. */
+ * A packed weight: uint32 starts[tiles][chunks], and one more: where the blocks of a tile and chunk begin;
+ * then uint16 columns[blocks], within their chunk; then float values[blocks][16]. Each part begins at a
+ * multiple of 64 bytes. Chunks are those of linear_float.h. Sums are chains over the columns in their
+ * order, as of dense tiles. */
 #ifndef MIAOTUI_LINEAR_SPARSE_H
 #define MIAOTUI_LINEAR_SPARSE_H
 
@@ -25,7 +27,8 @@ INLINE sparse_weight sparse_parts(const unsigned char *weight, int columns, int6
                            indices + line_bytes(starts[lists] * sizeof(uint16_t))};
 }
 
-/* Sums as of a float_block; lists: the starts of the first tile's blocks, those of the next tile `step` further. */
+/* Sums as of a float_block; lists: the starts of the first tile's blocks, those of the next tile `step`
+ * further. */
 typedef void (*sparse_block)(const sparse_weight *w, const uint32_t *lists, int64_t step, const float *x,
                              float *sums, int64_t sums_step, int first);
 
@@ -108,7 +111,8 @@ INLINE void sparse_sums(int columns, const unsigned char *weight, int64_t all, c
         for (int i = 0; i < c.count; i++)
             for (int64_t b = 0; b < blocks; b++) {
                 const int64_t begin = many * b / blocks, end = many * (b + 1) / blocks;
-                const float *from = count ? x + (i * count + rows.begin + begin) * CHUNK_STRIDE : x + i * c.columns;
+                const int64_t row = i * count + rows.begin + begin;
+                const float *from = count ? x + row * CHUNK_STRIDE : x + i * c.columns;
                 blocks_by_size[width][end - begin](&w, w.starts + t * c.count + i, c.count, from,
                                                    sums + (t - tiles.begin) * step + begin * TILE, step, !i);
             }
@@ -116,7 +120,8 @@ INLINE void sparse_sums(int columns, const unsigned char *weight, int64_t all, c
     }
 }
 
-INLINE void unpack_row_sparse(const linear_part *part, int columns, const unsigned char *weight, int64_t row, float *y)
+INLINE void unpack_row_sparse(const linear_part *part, int columns, const unsigned char *weight, int64_t row,
+                              float *y)
 {
     const sparse_weight w = sparse_parts(weight, columns, tiles_of(part));
     const chunking c = chunks_of(columns);

@@ -1,9 +1,10 @@
-/* exp, log, tanh, erf and the activations, on 16 lanes (`exp16`) and on one float (`exp1`), without branches.
+/* exp, log, tanh, erf and the activations, on 16 lanes (`exp16`) and on one float (`exp1`), without
+ * branches.
  *
- * The scalar ones are written so that a loop around them becomes a vector loop. All are within 3 units in the
- * last place of the true value, or of the largest term where terms cancel; results below 2^-120 may become 0. NaN
- * stays NaN, infinities have their limits.
- * (Not called math.h: this folder is searched before the C library's.) */
+ * The scalar ones are written so that a loop around them becomes a vector loop. All are within 3 units in
+ * the last place of the true value, or of the largest term where terms cancel; results below 2^-120 may
+ * become 0. NaN stays NaN, infinities have their limits. (Not called math.h: this folder is searched
+ * before the C library's.) */
 #ifndef MIAOTUI_VECTOR_MATH_H
 #define MIAOTUI_VECTOR_MATH_H
 
@@ -82,7 +83,8 @@ typedef uint32_t u32x16 __attribute__((vector_size(64)));
 #define TO_NUMBERS(bits) __builtin_convertvector((i32x16)(bits), f32x16)
 #include "vector_math_body.h"
 #else
-/* Registers hold less than 16 lanes: a function goes through them one by one, or its values would lie in memory. */
+/* Registers hold less than 16 lanes: a function goes through them one by one, or its values would lie in
+ * memory. */
 typedef uint32_t vu32 __attribute__((vector_size(LANE_BYTES)));
 #define FLOATS vf32
 #define BITS vu32

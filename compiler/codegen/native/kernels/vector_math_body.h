@@ -95,8 +95,8 @@ INLINE FLOATS NAMED(relu)(FLOATS x) { return SELECT(x < 0.0f, CONSTANT(0.0f), x)
 INLINE FLOATS NAMED(silu)(FLOATS x) { return x / (1.0f + NAMED(exp)(-x)); }
 INLINE FLOATS NAMED(quick_gelu)(FLOATS x) { return x / (1.0f + NAMED(exp)(-1.702f * x)); }
 
-/* x Phi(x), Phi(x) = 1/2 + x p(x^2) up to 5.3, 1 in float from there: one polynomial, cheaper than erf's two. It is
- * in u = 2 (x / 5.3)^2 - 1, between -1 and 1, where its terms do not cancel. */
+/* x Phi(x), Phi(x) = 1/2 + x p(x^2) up to 5.3, 1 in float from there: one polynomial, cheaper than erf's
+ * two. It is in u = 2 (x / 5.3)^2 - 1, between -1 and 1, where its terms do not cancel. */
 INLINE FLOATS NAMED(gelu)(FLOATS x)
 {
     FLOATS u = x * x * 0.0711997152f - 1.0f;
