@@ -19,13 +19,12 @@ _PARTS = ((4, 5), (6, 7), (8, 9))
 
 
 def c_float(value: float) -> str:
-    """A float constant in C.
+    """A finite float constant in C.
 
     >>> c_float(1), c_float(1e-5)
     ('1.0f', '1e-05f')
     """
-    text = repr(float(value))
-    return "INFINITY" if "inf" in text else f"{text}f"
+    return f"{float(value)!r}f"
 
 
 def rows(value: ir.Value, entry: Entry) -> tuple[View, Size, Size]:
