@@ -27,7 +27,7 @@ POOL = 160 << 20
 """Bytes of weights that are gone through: several times the last-level cache's."""
 
 COUNTS = (1, 4, 16, 128, 512)
-_RUNS = 7
+_RUNS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ def weight(case: Case, random: np.random.Generator) -> BlockedWeight:
     data = ir.Tensor(random.integers(low, high, (rows, columns)).astype(np.int16).astype(dtype.numpy()))
     group = 16 if case.kind == "q6_k" else 32
     scale = levels(group, 63) if case.kind.endswith("k") else halves()
-    offset = {"q4_1": halves, "q5_1": halves, "q4_k": lambda: -levels(32, 63)}.get(case.kind)
-    moved = None if offset is None else ir.Tensor(offset())
+    offset = -levels(32, 63) if case.kind == "q4_k" else halves()
+    moved = ir.Tensor(offset) if case.kind in ("q4_1", "q5_1", "q4_k") else None
     return BlockedWeight(data, ir.Tensor(scale), None, moved, group)
 
 
@@ -143,7 +143,7 @@ def best(code: Any, index: int, w: PackedWeight, count: int, threads: int, pool:
         times,
     )
     assert done
-    return min(times) / layers
+    return float(min(times)) / layers
 
 
 def filled(w: PackedWeight) -> Any:

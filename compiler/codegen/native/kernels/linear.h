@@ -74,6 +74,14 @@ INLINE void linear_tiles(const linear_spec *spec, const linear_args *args, int p
         float_tiles(spec, args, p, prepared, rows, tiles);
 }
 
+/* `count` rows in even parts that the cache holds, at least `parts` if there are so many groups of rows. */
+INLINE int64_t int_block_rows(int columns, int64_t count, int64_t parts)
+{
+    int64_t bytes = count * prepared_bytes(columns), most = max64(parts, (bytes + CACHED_BYTES - 1) / CACHED_BYTES);
+    int64_t groups = (count + ROW_GROUP - 1) / ROW_GROUP;
+    return max64(1, (groups + most - 1) / most) * ROW_GROUP;
+}
+
 /* All workers call it together; it ends without a barrier: the emitted code sets one behind it.
  *
  * The work is a grid of tiles and blocks of rows, cut into one stretch for each worker. A stretch goes through the
@@ -101,8 +109,7 @@ INLINE void linear(worker *w, const linear_spec *spec, const linear_args *args)
     int64_t tiles = 0;
     for (int p = 0; p < spec->parts; p++)
         tiles += tiles_of(&spec->part[p]);
-    const int64_t cached = CACHED_BYTES / prepared_bytes(spec->columns);
-    const int64_t block = quantized ? max64(ROW_GROUP, min64(count, cached) / ROW_GROUP * ROW_GROUP)
+    const int64_t block = quantized ? int_block_rows(spec->columns, count, (4 * w->count + tiles - 1) / tiles)
                                     : float_block_rows(count);
     const int64_t blocks = (count + block - 1) / block;
     const range part = share(w, tiles * blocks, 1);
