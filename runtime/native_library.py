@@ -8,6 +8,7 @@ import platform
 import struct
 import threading
 from _ctypes import dlclose
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ _MAX_RANK = 8
 
 _lock = threading.Lock()
 _loaded: dict[tuple[int, int], Library] = {}
+_leaving: deque[Library] = deque()
+"""Closed, not yet unloaded: the garbage collector may close one while this thread holds the lock."""
 
 
 class Tensor(ctypes.Structure):
@@ -81,17 +84,21 @@ class Library:
                     os.close(file)
                     raise
             found._users += 1
-            return found
+        _unload()
+        return found
 
     def close(self) -> None:
         """Unload it if nobody else uses it."""
-        with _lock:
-            self._users -= 1
-            if self._users == 0:
-                info = os.fstat(self._file)
-                del _loaded[info.st_dev, info.st_ino]
-                dlclose(self._library._handle)
-                os.close(self._file)
+        _leaving.append(self)
+        _unload()
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if self._users == 0:
+            info = os.fstat(self._file)
+            del _loaded[info.st_dev, info.st_ino]
+            dlclose(self._library._handle)
+            os.close(self._file)
 
     def _declare(self) -> None:
         pointer, text, sizes = ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64)
@@ -127,6 +134,16 @@ class Library:
         if self.functions.miaotui_shape(entry, tensor, sizes, shape):
             return None
         return tuple(shape[:rank])
+
+
+def _unload() -> None:
+    # Who can't have the lock leaves it to whoever holds it.
+    while _leaving and _lock.acquire(blocking=False):
+        try:
+            while _leaving:
+                _leaving.popleft()._leave()
+        finally:
+            _lock.release()
 
 
 def _until_none(function: Any, entry: int) -> list[Any]:

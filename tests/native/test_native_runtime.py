@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from miaotui.compiler.errors import ArtifactError, CompileError, InputError, InternalError, ToolError
+from miaotui.runtime import native_library
 from miaotui.runtime.generate.decoder import Decoder
 from miaotui.runtime.native import NativeRunner
 from miaotui.runtime.native_library import Library
@@ -385,6 +386,16 @@ def test_another_file_at_the_same_path_is_another_library(tmp_path: Path) -> Non
     for opened in (first, second, again):
         assert opened.run(inputs)["y"].tolist() == [12]
         opened.close()
+
+
+def test_a_runner_may_be_collected_while_a_library_is_being_loaded() -> None:
+    first = runner()
+    with native_library._lock:  # the collector runs in the middle of loading another
+        first.close()
+    with runner() as second:
+        index = np.zeros(1, np.int64)
+        assert second.run({"x": x_of(3), "index": index})["y"] == 6 + toy.TABLE[0]
+    assert not native_library._leaving
 
 
 def test_held_files_are_read_whatever_lies_at_their_place(tmp_path: Path) -> None:
