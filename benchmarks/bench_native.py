@@ -71,6 +71,7 @@ class Case:
     weights: int
     operations: float
     vocabulary: int
+    new: int = NEW
 
 
 Samples = dict[str, list[float]]
@@ -89,7 +90,7 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Samples]:
                 seconds = timed(partial(engine.prefill, prompt)) / length
                 keep(samples, f"prefill {length}", seconds, number)
             engine.prefill(prompts[128])
-            keep(samples, "decode", statistics.median(timed(engine.step) for _ in range(NEW)), number)
+            keep(samples, "decode", statistics.median(timed(engine.step) for _ in range(case.new)), number)
     return found
 
 
@@ -195,7 +196,9 @@ def large(work: Path, kind: str, context: int = 512) -> Case:
     operations = 2.0 * 22 * (2048 * 2560 + 2048 * 2048 + 3 * 2048 * 5632)
     table = 32000 * 2048  # a token reads one row of it
     weights = int(native_bytes(native) * (operations / 2 + table) / (operations / 2 + 2 * table))
-    return Case(f"Llama 1.1 B {kind}", f"miaotui native, {kind}", engines, (128,), weights, operations, 32000)
+    return Case(
+        f"Llama 1.1 B {kind}", f"miaotui native, {kind}", engines, (128,), weights, operations, 32000, 48
+    )
 
 
 def agreement(work: Path) -> list[str]:
@@ -255,6 +258,7 @@ def main() -> None:
         "--work", type=Path, default=Path("/tmp/miaotui-bench-decode"), help="kept between runs"
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--large-rounds", type=int, default=3)
     parser.add_argument("--large", default="Q4_0,Q4_K,Q8_0", help="types of the large model, or nothing")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -264,8 +268,9 @@ def main() -> None:
     makers += [lambda k=kind: large(options.work, k) for kind in kinds]  # type: ignore[misc]
     lines = [
         "# Language models under native code, batch 1", "",
-        f"{at.cpu}, {at.cores} cores, load {at.load:.1f} before; {options.rounds} rounds, engines in turn in "
-        "each. pp: tokens per second of a prompt; tg: of decoding behind a prompt of 128. Ratios: how much "
+        f"{at.cpu}, {at.cores} cores, load {at.load:.1f} before; {options.rounds} rounds "
+        f"({options.large_rounds} of the large model), engines in turn in each. "
+        "pp: tokens per second of a prompt; tg: of decoding behind a prompt of 128. Ratios: how much "
         "faster native is, median [p10, p90]. Of the read rate: packed weights read per second, over the "
         "rate at which a pool of that size is read in the same run; of the VNNI peak: int8 operations of "
         "pp128 over bare dot products.", "",
@@ -273,13 +278,14 @@ def main() -> None:
     found: list[Row] = []
     for make in makers:
         case = make()
+        rounds = options.rounds if case.new == NEW else options.large_rounds
         lines += [f"## {case.name}", ""]
         rows: list[Row] = []
         for threads in shared.thread_counts():
             rates = limits(threads, case.weights)
             lines.append(f"{threads} threads: {rates}, {case.weights / 1e6:.0f} MB of weights.")
             print(case.name, lines[-1], file=sys.stderr)
-            rows += rows_of(case, threads, measure(case, threads, options.rounds), rates)
+            rows += rows_of(case, threads, measure(case, threads, rounds), rates)
             gc.collect()
         print("\n".join(table(rows)))
         lines += ["", *table(rows), ""]

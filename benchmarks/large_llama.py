@@ -27,7 +27,7 @@ def write_large_llama(path: Path, kind: str) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(WIDTH // HEADS)
-    tokens = ["<pad>", "<s>", "</s>", *(f"t{i}" for i in range(3, VOCABULARY))]
+    tokens = ["<pad>", "<s>", "</s>", "a", "b", "ab", *(f"t{i}" for i in range(6, VOCABULARY))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
