@@ -51,8 +51,33 @@ Backend: TypeAlias = Annotated[
 Precision: TypeAlias = Annotated[
     str,
     _option(
-        "--precision", panel=MODEL, metavar="fp32|fp16|int8|int4",
+        "--precision", panel=MODEL, metavar="fp32|fp16|bf16|int8|int4",
         help="Arithmetic of the executable; int8 and int4 are the weights', rounded in blocks.",
+    ),
+]  # fmt: skip
+Sparsity: TypeAlias = Annotated[
+    str | None,
+    _option(
+        "--sparsity", panel=MODEL, metavar="PATTERN:SHARE",
+        help="Zeros in the weights, or parts removed: block:0.8, 2:4, 0.5, channels:0.3, heads:0.25; "
+        "removal and zeros joined by commas.",
+    ),
+]  # fmt: skip
+Rank: TypeAlias = Annotated[
+    float | None,
+    _option(
+        "--rank", panel=MODEL, metavar="SHARE",
+        help="Linear weights as two thin factors, of this share of the size that they have now.",
+    ),
+]  # fmt: skip
+Cache: TypeAlias = Annotated[
+    str, _option("--cache", panel=MODEL, metavar="auto|fp32|fp16|int8", help="What the KV cache is kept in.")
+]
+Calib: TypeAlias = Annotated[
+    str | None,
+    _option(
+        "--calib", panel=MODEL, metavar="FILE",
+        help="Inputs to measure activations on: an .npz of arrays, or for language models a text file.",
     ),
 ]  # fmt: skip
 Inputs: TypeAlias = Annotated[
@@ -92,7 +117,14 @@ SaveIR: TypeAlias = Annotated[
 ]
 Budget: TypeAlias = Annotated[
     float | None,
-    _option("--budget", panel=TIME, metavar="ERROR", help="Greatest scaled error against the source."),
+    _option(
+        "--budget", panel=TIME, metavar="ERROR",
+        help="Greatest error against the source: scaled error; for language models mean KL of their tokens.",
+    ),
+]  # fmt: skip
+Goal: TypeAlias = Annotated[
+    str,
+    _option("--goal", panel=TIME, metavar="speed|size", help="What is made small within the budget."),
 ]
 Threads: TypeAlias = Annotated[
     int | None, _option("--threads", "-t", panel=TIME, help="Threads for timing.", default="all cores")
@@ -157,7 +189,12 @@ def compile_options(
     disable: Sequence[str],
     inputs: Sequence[str],
     dims: Sequence[str],
+    sparsity: str | None,
+    rank: float | None,
+    cache: str,
+    calib: str | None,
     budget: float | None,
+    goal: str,
     strict: bool,
     threads: int | None,
     timing: float,
@@ -178,7 +215,12 @@ def compile_options(
         disable=tuple(disable),
         inputs=tuple(InputSpec.parse(text) for text in inputs if not text.endswith(".npz")),
         dims=tuple(parse_dim_range(text) for text in dims),
+        sparsity=sparsity,
+        rank=rank,
+        cache=cache,  # type: ignore[arg-type]
+        calib=calib,
         budget=budget,
+        goal=goal,  # type: ignore[arg-type]
         strict=strict,
         threads=threads,
         timing=timing,

@@ -11,7 +11,9 @@ import onnx_ir as ir
 from .errors import OptionError
 from .program import Dim, DimRange
 
-Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Goal: TypeAlias = Literal["speed", "size"]
+CacheType: TypeAlias = Literal["auto", "fp32", "fp16", "int8"]
 CPU_ONLY = ("int8", "int4")
 """Precisions whose kernels are chosen for the CPU; on CUDA they are neither lowered nor measured."""
 Device: TypeAlias = Literal["cpu", "cuda"]
@@ -124,14 +126,53 @@ def parse_dim_range(text: str) -> tuple[str, DimRange]:
     return match["name"], DimRange(low, high)
 
 
+def parse_sparsity(text: str) -> dict[str, float]:
+    """Patterns by name with the share of weights, channels or heads that goes. Raises: OptionError.
+
+    >>> parse_sparsity("channels:0.3,block:0.8")
+    {'channels': 0.3, 'block': 0.8}
+    >>> parse_sparsity("2:4"), parse_sparsity("0.5")
+    ({'2:4': 0.5}, {'unstructured': 0.5})
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = part.strip().rpartition(":")
+        name = name or "unstructured"
+        if part.strip() == "2:4":
+            name, share = "2:4", "0.5"
+        try:
+            value = float(share)
+        except ValueError:
+            value = 0.0
+        if name not in PATTERNS or name in found or not 0 < value < 1:
+            fix = "write 0.5, 2:4, block:0.8, channels:0.3 or heads:0.25, several with commas"
+            raise OptionError("--sparsity", f"{part.strip()!r} is no pattern with a share of its own", fix)
+        found[name] = value
+    zeros = [name for name in found if name not in ("heads", "channels")]
+    if len(zeros) > 1:
+        raise OptionError(
+            "--sparsity", f"{' and '.join(zeros)} are patterns of the same weights", "choose one"
+        )
+    return found
+
+
+PATTERNS = ("heads", "channels", "unstructured", "2:4", "block")
+"""Of sparsity, in the order in which they are applied; ``block`` is 16 outputs by one input."""
+
+
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
     """Everything ``compile`` can be told; ``None`` means the default, resolved by the driver.
 
     ``opt``: 0 imports only, 1 cleanup, 2 adds raising, fusion and lowering, 3 is 2 with no time budget for
     the never-slower check. ``enable`` and ``disable`` hold pass specs (``fuse-qkv``,
-    ``convert-fp16{keep=Softmax}``). ``budget``: greatest scaled error allowed against the source.
-    ``threads``: intra-op threads for timing (default: all cores). ``timing``: seconds the never-slower
+    ``convert-fp16{keep=Softmax}``). ``sparsity``: patterns of zeros and what to remove, ``block:0.8``,
+    ``2:4``, ``0.5`` (anywhere), ``channels:0.3``, ``heads:0.25``, several joined by commas. ``rank``: of the
+    factors of linear weights, as a share of the rank at which they are as large as the weight. ``cache``:
+    what the KV cache is kept in. ``calib``: an ``.npz`` of inputs or a text file, to measure activations on.
+    ``budget``: greatest error allowed against the source: scaled error, for language models with approximated
+    weights mean KL; ``goal``: what the choice of weights' formats within it minimizes. ``threads``: intra-op
+    threads for timing (default: all cores). ``timing``: seconds the never-slower
     check may spend. ``keep_source``: keep the imported model in the folder, to compare and bisect later; by
     default unless weights get smaller than they were. ``numerics``: evaluate the program without a backend
     after every pass and report the error (slow).
@@ -145,7 +186,12 @@ class CompileOptions:
     disable: tuple[str, ...] = ()
     inputs: tuple[InputSpec, ...] = ()
     dims: tuple[tuple[str, DimRange], ...] = ()
+    sparsity: str | None = None
+    rank: float | None = None
+    cache: CacheType = "auto"
+    calib: str | None = None
     budget: float | None = None
+    goal: Goal = "speed"
     strict: bool = True
     threads: int | None = None
     timing: float = 8.0
@@ -157,13 +203,25 @@ class CompileOptions:
     @property
     def keeps_source(self) -> bool:
         """Whether the imported model stays in the folder."""
-        return self.precision in ("fp32", "fp16") if self.keep_source is None else self.keep_source
+        return not self.approximates if self.keep_source is None else self.keep_source
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it is computed in 16 bits."""
+        return self.precision in ("fp16", "bf16")
+
+    @property
+    def approximates(self) -> bool:
+        """Whether weights are replaced by smaller ones that give nearly the same."""
+        return self.precision in ("int8", "int4") or self.sparsity is not None or self.rank is not None
 
     def __post_init__(self) -> None:
         for value, choices, flag in (
             (self.precision, get_args(Precision), "--precision"),
             (self.backend, get_args(BackendName), "--backend"),
             (self.opt, (0, 1, 2, 3), "-O"),
+            (self.goal, get_args(Goal), "--goal"),
+            (self.cache, get_args(CacheType), "--cache"),
         ):
             if value not in choices:
                 fix = f"use one of {', '.join(map(str, choices))}"
@@ -178,6 +236,10 @@ class CompileOptions:
         if self.backend == "ort" and self.target.device == "cpu" and self.target.arch:
             fact = f"ONNX Runtime chooses its kernels when it runs, not for {self.target.arch}"
             raise OptionError("--target", fact, "use --target cpu, or --backend native")
+        if self.rank is not None and not 0 < self.rank < 1:
+            raise OptionError("--rank", f"{self.rank} is no share between 0 and 1", "give one such as 0.5")
+        if self.sparsity is not None:
+            parse_sparsity(self.sparsity)
         if self.budget is not None and not self.budget > 0:
             raise OptionError("--budget", f"{self.budget} is not positive", "give an error such as 1e-4")
         if self.threads is not None and self.threads < 1:

@@ -1,4 +1,4 @@
-"""Activations of the imported program on real inputs: ranges for FP16, channels for 8-bit products."""
+"""Activations of the imported program on real inputs: ranges for FP16, second moments for fewer bits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ..compiler.draft import Draft
 from ..compiler.options import Target
 from ..compiler.program import Program
 from ..compiler.reference import Array, Arrays
+from ..passes.moments import Moment
 from ..passes.precision.ranges import Ranges, ranges_of
 from .workbench import SOURCE_BACKEND, Workbench, tensor_bytes
 
 LARGEST = 1 << 30
-"""Bytes of weights up to which activations are measured for 8-bit products: it takes them in float32."""
+"""Bytes of weights up to which second moments are measured: that runs the model in float32."""
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -39,8 +40,8 @@ def measured_ranges(program: Program, inputs: Sequence[Arrays]) -> Ranges:
     return ranges
 
 
-def measured_channels(program: Program, inputs: Sequence[Arrays]) -> dict[str, Array]:
-    """Root mean square of each channel of what linear layers read, by name; none for a model over LARGEST."""
+def measured_moments(program: Program, inputs: Sequence[Arrays]) -> dict[str, Moment]:
+    """Second moments of what linear layers read, by name; none for a model over LARGEST."""
     read = [
         value
         for node in program.main.graph
@@ -49,7 +50,7 @@ def measured_channels(program: Program, inputs: Sequence[Arrays]) -> dict[str, A
     names = list(dict.fromkeys(str(v.name) for v in read if v.producer() is not None and v.dtype in _FLOATS))
     if not names or tensor_bytes(program) > LARGEST:
         return {}
-    power: dict[str, Array] = {}
+    sums: dict[str, Array] = {}
     rows: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder, Draft(Path(folder, "calibration")) as draft:
         built = Workbench(draft, SOURCE_BACKEND, Target("cpu")).source(program)
@@ -57,7 +58,7 @@ def measured_channels(program: Program, inputs: Sequence[Arrays]) -> dict[str, A
             for arrays in inputs:
                 found = runner.run(arrays)
                 for name in names:
-                    flat = found[name].astype(np.float64).reshape(-1, found[name].shape[-1])
-                    power[name] = power.get(name, 0) + (flat**2).sum(0)
+                    flat = found[name].astype(np.float32).reshape(-1, found[name].shape[-1])
+                    sums[name] = sums.get(name, 0) + flat.T @ flat
                     rows[name] = rows.get(name, 0) + len(flat)
-    return {name: np.sqrt(total / max(1, rows[name])) for name, total in power.items()}
+    return {name: Moment(total / max(1, rows[name]), rows[name]) for name, total in sums.items()}

@@ -17,7 +17,7 @@ from ..frontends.load import load
 from ..passes.base import Pass
 from ..passes.observers import Observer, SaveIR, Verify
 from ..runtime.executable import Executable
-from .calibration import measured_channels, measured_ranges
+from .calibration import measured_moments, measured_ranges
 from .candidates import candidates
 from .choice import Attempt, Choice, moved
 from .context import check_placement, context_of
@@ -80,13 +80,13 @@ def _measured(
     program: Program, evidence: Evidence | None, options: CompileOptions, journal: Journal
 ) -> dict[str, Any]:
     """What passes that round weights or values want to know of the activations."""
-    if evidence is None or options.precision == "fp32":
+    if evidence is None or not (options.narrows or options.approximates):
         return {}
     with journal.stage("calibrate"):
         inputs_seen = [case.inputs for case in evidence.cases]
-        if options.precision == "fp16":
+        if options.narrows:
             return {"ranges": measured_ranges(program, inputs_seen)}
-        return {"channels": measured_channels(program, inputs_seen)}
+        return {"moments": measured_moments(program, inputs_seen)}
 
 
 def _lowered(

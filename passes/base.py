@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar, cast
 
 import onnx_ir as ir
 
@@ -15,7 +15,15 @@ from ..compiler.ir.provenance import add_passes
 from ..compiler.ir.rewrite import Rewriter
 from ..compiler.options import Target
 from ..compiler.program import Program
-from ..compiler.reference import Array
+from .moments import Moments
+
+Plan: TypeAlias = Mapping[str, Mapping[str, str]]
+"""By pass and weight: the options of the pass for that weight, ``bits=8,block=32``, or ``off``."""
+
+OFF = "off"
+"""A plan's word for a weight that a pass leaves alone."""
+
+PassT = TypeVar("PassT", bound="Pass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +51,30 @@ class PassContext:
     """What a pass may know from outside: the target, and the backend's word on a node.
 
     ``supports(node)`` gives None or the reason why the chosen backend can't run the node on the target.
-    ``ranges``: measured (least, greatest) of values by name, if the model was calibrated. ``channels``:
-    root mean square of each channel (last axis) of the activations that linear layers read, by name.
+    ``ranges``: measured (least, greatest) of values by name, if the model was calibrated. ``moments``: second
+    moments of the activations that linear layers read, by name. ``plan``: what was chosen weight by weight
+    under a budget: by pass and name of the weight (as imported) the options that the pass takes there, in the
+    spelling of ``with_options``; ``off`` leaves the weight alone. ``speed(pattern, rows, columns, density)``:
+    how many times as fast as its dense one the backend's kernel for a sparse weight [rows, columns] is,
+    1.0 where it has none; ``density``: share of elements that is kept.
     """
 
     target: Target = field(default_factory=Target)
     supports: Callable[[ir.Node], str | None] = lambda node: None
     ranges: Mapping[str, tuple[float, float]] | None = None
-    channels: Mapping[str, Array] | None = None
+    moments: Moments | None = None
+    plan: Plan = field(default_factory=dict)
+    speed: Callable[[str, int, int, float], float] = lambda pattern, rows, columns, density: 1.0
+
+    def chosen(self, step: PassT, weight: str) -> PassT | None:
+        """``step`` with the options that the plan has for ``weight``; None if it is to be left alone.
+
+        Without an entry it is ``step`` itself. Raises: OptionError if the entry does not parse.
+        """
+        text = self.plan.get(step.name, {}).get(weight)
+        if text is None:
+            return step
+        return None if text == OFF else cast("PassT", step.with_options(text))
 
 
 @dataclass(frozen=True)

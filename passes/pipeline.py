@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from ..compiler.errors import OptionError, Problem
-from ..compiler.options import CompileOptions
+from ..compiler.options import CompileOptions, parse_sparsity
 from .base import Pass, Pipeline, parse_pass_spec
 from .cleanup import CLEANUP
 from .fusion import FUSION
 from .incremental import INCREMENTAL
 from .lowering.native import LOWER_NATIVE, NATIVE_FP16
 from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
+from .lowrank import LOWRANK
 from .precision import PRECISION, WEIGHTS
 from .raising import RAISING
+from .sparsity import SPARSITY
 
 LOWERING: dict[str, Pipeline] = {"cpu": LOWER_CPU, "cuda": LOWER_CUDA, "native": LOWER_NATIVE}
 """Last stage, by device, or by backend where that has its own: into the operators it runs best."""
@@ -36,20 +38,36 @@ class Stage:
 def stages(options: CompileOptions) -> tuple[Stage, ...]:
     """The order, and what is on at the optimization level and precision that were asked for."""
     level, native = options.opt, options.backend == "native"
-    fp16 = options.precision == "fp16"
     lowering = LOWERING.get(options.backend, LOWERING[options.target.device])
     return (
         Stage(CLEANUP, on=level >= 1),
         Stage(RAISING, on=level >= 2),
         Stage(CLEANUP, on=level >= 2),
+        Stage(SPARSITY, on=False),
+        Stage(LOWRANK, on=False),
+        Stage(WEIGHTS.get(options.precision, WEIGHTS["int8"]), on=options.precision in WEIGHTS),
         Stage(INCREMENTAL, on=level >= 1),
         Stage(FUSION, on=level >= 2),
-        Stage(PRECISION, on=fp16 and not native),
-        Stage(WEIGHTS.get(options.precision, WEIGHTS["int8"]), on=options.precision in WEIGHTS),
+        Stage(PRECISION, on=options.narrows and not native),
         Stage(lowering, on=level >= 2, required=True),
-        Stage(NATIVE_FP16, on=fp16 and native),
+        Stage(NATIVE_FP16, on=options.narrows and native),
         Stage(CLEANUP, on=level >= 2),
     )
+
+
+def asked(options: CompileOptions) -> tuple[str, ...]:
+    """The passes that --sparsity, --rank and --cache stand for, as ``--enable`` would spell them."""
+    found = []
+    for pattern, share in parse_sparsity(options.sparsity).items() if options.sparsity else ():
+        if pattern in ("heads", "channels"):
+            found.append(f"prune-{pattern}{{share={share}}}")
+        else:
+            found.append(f"prune-weights{{pattern={pattern},sparsity={share}}}")
+    if options.rank is not None:
+        found.append(f"factor-weights{{rank={options.rank}}}")
+    if options.cache != "auto" and options.backend == "native":
+        found.append(f"native-cache{{dtype={options.cache}}}")
+    return tuple(found)
 
 
 def pipeline(options: CompileOptions) -> list[Pass]:
@@ -60,6 +78,7 @@ def pipeline(options: CompileOptions) -> list[Pass]:
     contradicts another or can't be followed on the target.
     """
     order = stages(options)
+    options = replace(options, enable=(*asked(options), *options.enable))
     enabled, disabled = _selection(options, {step.name: step for stage in order for step in stage.passes})
     return [
         enabled.get(step.name, step)
@@ -71,7 +90,8 @@ def pipeline(options: CompileOptions) -> list[Pass]:
 
 def all_passes() -> dict[str, Pass]:
     """Every pass by name, with default options, in pipeline order."""
-    rooms = (CLEANUP, RAISING, INCREMENTAL, FUSION, PRECISION, *WEIGHTS.values(), *LOWERING.values())
+    weights = (SPARSITY, LOWRANK, *WEIGHTS.values())
+    rooms = (CLEANUP, RAISING, *weights, INCREMENTAL, FUSION, PRECISION, *LOWERING.values())
     found: dict[str, Pass] = {}
     for step in (step for room in rooms for step in room):
         found.setdefault(step.name, step)

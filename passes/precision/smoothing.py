@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,6 +13,7 @@ from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Program
 from ...compiler.reference import Array
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline, skip
+from ..moments import Moments
 
 NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 
@@ -38,7 +38,7 @@ class SmoothActivations(Pass):
         """Every norm whose channels were measured; entries that share weights stay sharing them."""
         hits: list[Note] = []
         declined: list[Note] = []
-        work = _Work(context.channels or {}, self.alpha)
+        work = _Work(context.moments or {}, self.alpha)
         for model in program.entries.values():
             for node in tuple(model.graph):
                 if node.op_type not in NORMS or node.domain != "":
@@ -55,7 +55,7 @@ class SmoothActivations(Pass):
 class _Work:
     """``scaled``: weights with their factors, by weight and norm, for entries to share."""
 
-    channels: Mapping[str, Array]
+    moments: Moments
     alpha: float
     scaled: dict[tuple[int, str], tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
 
@@ -65,9 +65,12 @@ class _Work:
         name = str(output.name)
         if node.metadata_props.get(MARK):
             skip()
-        size = self.channels.get(name)
+        moment = self.moments.get(name)
+        if moment is None:
+            skip()
+        size = moment.channels
         arrays = [constant(value) for value in norms]
-        if size is None or not arrays or any(a is None or a.shape != size.shape for a in arrays):
+        if not arrays or any(a is None or a.shape != size.shape for a in arrays):
             skip()
         if any(value.dtype != ir.DataType.FLOAT for value in norms) or output.is_graph_output():
             skip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -14,14 +14,9 @@ from ...compiler.ir.provenance import add_passes
 from ...compiler.ir.quantized import emit_blocked
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Program
-from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline, skip
-from ..logits import is_logits
+from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline
+from ..weight_uses import Reader, WeightUses, weight_uses
 from .blocks import Rounded, Rounding, rounded_weight
-
-Reader: TypeAlias = "tuple[ir.Node, int]"
-"""A node and which of its inputs."""
-
-FLOATS = (ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class QuantizeWeights(Pass):
             for value in tuple(graph.initializers.values()):
                 name = str(value.name)
                 try:
-                    uses = _uses(value, self.least)
+                    uses = weight_uses(value, self.least)
                     tensor = constant_tensor(value)
                     assert tensor is not None
                     roundings = self._roundings(name, uses, tensor)
@@ -89,7 +84,9 @@ class QuantizeWeights(Pass):
                     graph.initializers.pop(name, None)
         return PassResult(len(hits), tuple(hits), tuple(declined))
 
-    def _roundings(self, name: str, uses: _Uses, tensor: ir.TensorProtocol) -> dict[Rounding, list[Reader]]:
+    def _roundings(
+        self, name: str, uses: WeightUses, tensor: ir.TensorProtocol
+    ) -> dict[Rounding, list[Reader]]:
         """Which readers of a weight get which rounding. Raises: NoMatch if it has to stay."""
         if any(part in name for part in self.keep):
             decline("is to be kept")
@@ -109,54 +106,6 @@ class QuantizeWeights(Pass):
         symmetric = self.scheme == "symmetric" or (self.scheme == "auto" and bits == 8)
         ratios = (1.0,) if bits == 8 else (1.0, 0.95, 0.9, 0.85, 0.8)
         return Rounding(bits, self.block, symmetric, ratios)
-
-
-@dataclass(frozen=True, slots=True)
-class _Uses:
-    """Who reads a weight, to look rows up or multiply; ``turned``: [in, out]; ``head``: logits come of it."""
-
-    look_ups: tuple[Reader, ...]
-    products: tuple[Reader, ...]
-    turned: bool
-    head: bool
-
-
-def _uses(value: ir.Value, least: int) -> _Uses:
-    """How ``value`` is read. Raises: NoMatch if it is no weight, or read in other ways."""
-    tensor = constant_tensor(value)
-    if tensor is None or len(tensor.shape) != 2 or tensor.dtype not in FLOATS or tensor.size < least:
-        skip()
-    results: list[ir.Value] = []
-    forms = {(node, index): _form(node, index, results) for node, index in value.uses()}
-    kinds = set(forms.values())
-    if value.is_graph_output() or not kinds & {"columns", "rows", "table"}:
-        skip()
-    if "other" in kinds:
-        decline("something else than a product or a look-up reads it")
-    if "columns" in kinds and len(kinds) > 1:
-        decline("it is read as it is and transposed")
-    look_ups = tuple(reader for reader, form in forms.items() if form == "table")
-    products = tuple(reader for reader, form in forms.items() if form != "table")
-    return _Uses(look_ups, products, "columns" in kinds, any(map(is_logits, results)))
-
-
-def _form(node: ir.Node, index: int, products: list[ir.Value]) -> str:
-    if node.domain != "":
-        return "other"
-    if node.op_type == "Gather" and index == 0:
-        return "table" if node.attributes.get_int("axis", 0) == 0 else "other"
-    if node.op_type == "MatMul" and index == 1:
-        products.append(node.outputs[0])
-        return "columns"
-    if node.op_type == "Gemm" and index == 1 and node.attributes.get_int("transA", 0) == 0:
-        products.append(node.outputs[0])
-        return "rows" if node.attributes.get_int("transB", 0) == 1 else "columns"
-    if node.op_type == "Transpose" and tuple(node.attributes.get_ints("perm", (1, 0))) == (1, 0):
-        read = [(u.node, u.idx) for u in node.outputs[0].uses()]
-        if read and all((n.op_type, n.domain, i) == ("MatMul", "", 1) for n, i in read):
-            products += [n.outputs[0] for n, _ in read]
-            return "rows"
-    return "other"
 
 
 def _swap(value: ir.Value, found: Rounded, turned: bool, readers: Sequence[Reader], at: Rewriter) -> None:

@@ -136,6 +136,6 @@ def test_enabling_another_target_s_pass_is_refused() -> None:
 
 def test_all_passes_names_each_pass_once() -> None:
     assert list(pipelines.all_passes()) == [
-        "clean", "raise-gelu", "derive-cache", "fuse-qkv", "convert-fp16", "quantize-weights",
+        "clean", "raise-gelu", "quantize-weights", "derive-cache", "fuse-qkv", "convert-fp16",
         "lower-attention", "legalize", "lower-cuda",
     ]  # fmt: skip

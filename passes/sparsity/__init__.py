@@ -1,0 +1,10 @@
+"""Sparsity: weights with zeros where a kernel skips them, heads and channels removed."""
+
+from __future__ import annotations
+
+from ..base import Pass
+
+SPARSITY: tuple[Pass, ...] = ()
+"""In order: structured removal first, since it makes the weights that are pruned smaller."""
+
+__all__ = ["SPARSITY"]
