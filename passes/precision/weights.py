@@ -11,9 +11,10 @@ import onnx_ir as ir
 from ...compiler.errors import OptionError
 from ...compiler.ir.constants import constant_tensor
 from ...compiler.ir.provenance import add_passes
-from ...compiler.ir.quantized import emit_blocked
+from ...compiler.ir.quantized import BlockedWeight, emit_blocked
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Program
+from ..approximation import Approximation
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline
 from ..weight_uses import Reader, WeightUses, weight_uses
 from .blocks import Rounded, Rounding, rounded_weight
@@ -65,7 +66,10 @@ class QuantizeWeights(Pass):
                     uses = weight_uses(value, self.least)
                     tensor = constant_tensor(value)
                     assert tensor is not None
-                    roundings = self._roundings(name, uses, tensor)
+                    chosen = context.chosen(self, name)
+                    if chosen is None:
+                        decline("the budget keeps it")
+                    roundings = chosen._roundings(name, uses, tensor)
                 except NoMatch as left:
                     if left.reason:
                         declined.append(Note(name, left.reason))
@@ -83,6 +87,19 @@ class QuantizeWeights(Pass):
                 if not value.uses():
                     graph.initializers.pop(name, None)
         return PassResult(len(hits), tuple(hits), tuple(declined))
+
+    def approximation(
+        self, name: str, tensor: ir.TensorProtocol, uses: WeightUses, context: PassContext
+    ) -> Approximation | None:
+        """The weight rounded as its products read it; a table that is only looked up, as look-ups do."""
+        try:
+            roundings = self._roundings(name, uses, tensor)
+        except NoMatch:
+            return None
+        found = [rounded_weight(tensor, uses.turned, rounding).weight for rounding in roundings]
+        sizes = [_nbytes(weight) for weight in found]
+        array = found[-1].numpy()
+        return Approximation(array.T if uses.turned else array, sum(sizes), sizes[-1] if uses.products else 0)
 
     def _roundings(
         self, name: str, uses: WeightUses, tensor: ir.TensorProtocol
@@ -106,6 +123,11 @@ class QuantizeWeights(Pass):
         symmetric = self.scheme == "symmetric" or (self.scheme == "auto" and bits == 8)
         ratios = (1.0,) if bits == 8 else (1.0, 0.95, 0.9, 0.85, 0.8)
         return Rounding(bits, self.block, symmetric, ratios)
+
+
+def _nbytes(weight: BlockedWeight) -> int:
+    parts = (weight.data, weight.scale, weight.zero_point, weight.offset)
+    return sum(part.nbytes for part in parts if part is not None)
 
 
 def _swap(value: ir.Value, found: Rounded, turned: bool, readers: Sequence[Reader], at: Rewriter) -> None:

@@ -1,0 +1,42 @@
+"""What a pass makes of one weight, as numbers: the budget's search compares it before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import onnx_ir as ir
+
+from ..compiler.reference import Array
+from .base import PassContext
+from .weight_uses import WeightUses
+
+
+@dataclass(frozen=True, slots=True)
+class Approximation:
+    """A weight as products will in effect multiply with it, and what it costs.
+
+    ``array``: float32, of the weight's own shape and orientation. ``nbytes``: stored, look-ups included.
+    ``read``: bytes that one product reads of it, as each token of a language model does.
+    """
+
+    array: Array
+    nbytes: int
+    read: int
+
+
+@runtime_checkable
+class Approximates(Protocol):
+    """A pass that replaces weights by smaller ones which give nearly the same; its fields are its options."""
+
+    name: ClassVar[str]
+
+    def approximation(
+        self, name: str, tensor: ir.TensorProtocol, uses: WeightUses, context: PassContext
+    ) -> Approximation | None:
+        """What the pass, with its options, would make of the weight ``name``; None if it leaves it alone.
+
+        ``tensor`` may be what an earlier pass's approximation gave. Nothing of the program is changed, and
+        ``context.plan`` is not asked: the plan is what is being chosen.
+        """
+        ...
