@@ -39,11 +39,16 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """``changed``: number of rewrites; ``hits``: a note each; ``declined``: candidates left, and why."""
+    """``changed``: number of rewrites; ``hits``: a note each; ``declined``: candidates left, and why.
+
+    ``moments``: of activations that the pass made or cut to fewer channels, by name; the passes behind it
+    are given them among the context's.
+    """
 
     changed: int = 0
     hits: tuple[Note, ...] = ()
     declined: tuple[Note, ...] = ()
+    moments: Moments = field(default_factory=dict)
 
 
 @dataclass(slots=True)

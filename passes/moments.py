@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -35,3 +35,43 @@ class Moment:
 Moments: TypeAlias = Mapping[str, Moment]
 """By the name of the activation that products read, as the imported program calls it; lazily computed
 mappings are welcome."""
+
+
+class LazyMoments(Mapping[str, Moment]):
+    """Moments that follow from others, computed each time they are read: of channels that are left, say."""
+
+    __slots__ = ("_makers",)
+
+    def __init__(self, makers: Mapping[str, Callable[[], Moment]]) -> None:
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> Moment:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+class LayeredMoments(Mapping[str, Moment]):
+    """``above``, and where it has no entry ``below``."""
+
+    __slots__ = ("_above", "_below")
+
+    def __init__(self, above: Moments, below: Moments) -> None:
+        self._above, self._below = above, below
+
+    def __getitem__(self, name: str) -> Moment:
+        return self._above[name] if name in self._above else self._below[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._above or name in self._below
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._above
+        yield from (name for name in self._below if name not in self._above)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

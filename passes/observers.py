@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from ..compiler.ir.verify import verify
 from ..compiler.program import Program
 from ..compiler.reference import Array, Arrays
 from .base import Pass, PassContext, PassResult, Pipeline
+from .moments import LayeredMoments
 
 
 class Observer(Protocol):
@@ -27,7 +28,10 @@ class Observer(Protocol):
 def run_pipeline(
     program: Program, pipeline: Pipeline, context: PassContext, observers: Sequence[Observer] = ()
 ) -> list[tuple[Pass, PassResult]]:
-    """Run every pass of ``pipeline`` on ``program`` in place; the results, in order."""
+    """Run every pass of ``pipeline`` on ``program`` in place; the results, in order.
+
+    Moments that a pass derived reach the passes behind it; the context that was given stays as it is.
+    """
     results = []
     for step in pipeline:
         start = time.perf_counter()
@@ -35,6 +39,8 @@ def run_pipeline(
         seconds = time.perf_counter() - start
         for observer in observers:
             observer.after(step, program, result, seconds)
+        if result.moments:
+            context = replace(context, moments=LayeredMoments(result.moments, context.moments or {}))
         results.append((step, result))
     return results
 
