@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -35,6 +35,26 @@ class Moment:
 Moments: TypeAlias = Mapping[str, Moment]
 """By the name of the activation that products read, as the imported program calls it; lazily computed
 mappings are welcome."""
+
+
+def joined(names: Iterable[str], moments: Moments | None) -> Callable[[], Moment] | None:
+    """What gives the moment of all the activations ``names`` together; None unless all were measured.
+
+    Nothing is read before it is called.
+    """
+    found = list(dict.fromkeys(names))
+    if not found or moments is None or not all(name in moments for name in found):
+        return None
+
+    def read() -> Moment:
+        first, *others = (moments[name] for name in found)
+        for moment in others:
+            rows = first.rows + moment.rows
+            share = np.float32(first.rows / max(1, rows))
+            first = Moment(first.matrix * share + moment.matrix * (1 - share), rows)
+        return first
+
+    return read
 
 
 class LazyMoments(Mapping[str, Moment]):

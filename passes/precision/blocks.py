@@ -1,9 +1,9 @@
-"""Rounding weights to few bits block by block: scales and zero points of least squared error."""
+"""A weight rounded block by block: its grids found once, its codes made when they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -11,163 +11,185 @@ import onnx_ir as ir
 
 from ...compiler.ir.quantized import BlockedWeight
 from ...compiler.reference import Array
+from ..moments import Moment
+from .gptq import Hessian, gptq
+from .grids import Grid, Rounding, best_grid, spanning
 
 _CHUNK = 1 << 21
 """Elements that are rounded at a time: what is in memory besides the tensor itself."""
 
-_TINY = np.float32(1e-12)
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """How blocks are rounded: ``bits``, columns a block has, around zero or between least and greatest.
-
-    ``ratios``: of a block's range that the codes may span; the one with the least squared error is taken.
-    """
-
-    bits: int
-    block: int
-    symmetric: bool
-    ratios: tuple[float, ...]
-
-    @property
-    def dtype(self) -> ir.DataType:
-        """Of the codes."""
-        four, eight = ir.DataType.INT4, ir.DataType.INT8
-        return (four if self.bits == 4 else eight) if self.symmetric else (
-            ir.DataType.UINT4 if self.bits == 4 else ir.DataType.UINT8
-        )  # fmt: skip
-
 
 class Rounded:
-    """A weight and its rounding; scales are found once, codes made whenever they are read."""
+    """A weight and its rounding. ``moment``: asked for when needed, of the activations it is multiplied with.
 
-    __slots__ = ("__weakref__", "_scale", "_zero", "rounding", "tensor", "turned", "weight")
+    Held once known: the grids, and codes that GPTQ has found, packed.
+    """
 
-    def __init__(self, tensor: ir.TensorProtocol, turned: bool, rounding: Rounding) -> None:
-        self.tensor, self.turned, self.rounding = tensor, turned, rounding
-        self._scale: Array | None = None
-        self._zero: Array | None = None
+    __slots__ = ("__weakref__", "_codes", "_grid", "_moment", "rounding", "tensor", "turned", "weight")
+
+    def __init__(
+        self,
+        tensor: ir.TensorProtocol,
+        turned: bool,
+        rounding: Rounding,
+        moment: Callable[[], Moment] | None = None,
+    ) -> None:
+        self.tensor, self.turned, self.rounding, self._moment = tensor, turned, rounding, moment
+        self._grid: Grid | None = None
+        self._codes: Array | None = None
         rows, columns = tensor.shape.numpy()[:: -1 if turned else 1]
-        blocks = columns // rounding.block
+        blocks = rows, columns // rounding.block
+
+        def lazy(read: Callable[[], Array], dtype: ir.DataType) -> ir.LazyTensor:
+            shape = ir.Shape(blocks)
+            return ir.LazyTensor(
+                lambda: ir.Tensor(read().reshape(blocks).astype(dtype.numpy()), dtype=dtype),
+                dtype=dtype,
+                shape=shape,
+            )
+
+        scheme, plain = rounding.scheme, ir.DataType.FLOAT
         self.weight = BlockedWeight(
-            ir.LazyTensor(self._codes, dtype=rounding.dtype, shape=ir.Shape([rows, columns])),
-            ir.LazyTensor(self._scales, dtype=ir.DataType.FLOAT, shape=ir.Shape([rows, blocks])),
-            None
-            if rounding.symmetric
-            else ir.LazyTensor(self._zeros, dtype=rounding.dtype, shape=ir.Shape([rows, blocks])),
-            None,
+            ir.LazyTensor(self._data, dtype=rounding.dtype, shape=ir.Shape([rows, columns])),
+            lazy(lambda: self.grid().scale, plain),
+            lazy(lambda: self.grid().zero, rounding.dtype) if scheme == "asymmetric" else None,
+            lazy(lambda: self.grid().offset, plain) if scheme == "offset" else None,
             rounding.block,
         )
 
-    def _codes(self) -> ir.TensorProtocol:
-        rows, columns = self.weight.shape
-        codes = np.empty(rows * columns, np.int8 if self.rounding.symmetric else np.uint8)
-        scale, zero, at = [], [], 0
-        known = self._scale is not None and self._zero is not None
-        for part in self._parts():
-            if known:
-                assert self._scale is not None and self._zero is not None
-                first = at // self.rounding.block
-                s = self._scale.ravel()[first : first + len(part)]
-                z = self._zero.ravel()[first : first + len(part)]
-            else:
-                s, z = best_scales(part, self.rounding)
-                scale.append(s)
-                zero.append(z)
-            codes[at : at + part.size] = rounded(part, s, z, self.rounding).ravel()
-            at += part.size
-        if not known:
-            shape = (rows, columns // self.rounding.block)
-            self._scale, self._zero = (
-                np.concatenate(scale).reshape(shape),
-                np.concatenate(zero).reshape(shape),
-            )
-        dtype = self.rounding.dtype
-        return ir.Tensor(codes.reshape(rows, columns).astype(dtype.numpy(), copy=False), dtype=dtype)
+    def grid(self) -> Grid:
+        """Of all blocks, row by row."""
+        if self._grid is None:
+            self._data()
+        assert self._grid is not None
+        return self._grid
 
-    def _parts(self) -> Iterator[Array]:
-        """float32[blocks, block], a stretch of rows at a time."""
+    def error(self) -> float | None:
+        """Mean squared error of the outputs as a share of their mean square; None if nothing was measured.
+
+        The trace of D M Dᵀ over that of W M Wᵀ: W the weight, D what rounding changes, M the second moment.
+        """
+        if self._moment is None:
+            return None
+        moment = self._moment()
+        codes, lost, whole, grid, start = self._rounded(), 0.0, 0.0, self.grid(), 0
+        size = self.rounding.block
+        for rows in self._rows():
+            count = rows.size // size
+            made = _part(grid, start, count).values(codes[start : start + count].astype(np.float32))
+            lost += moment.error(made.reshape(rows.shape) - rows)
+            whole += moment.error(rows)
+            start += count
+        return lost / whole if whole > 0 else 0.0
+
+    def _data(self) -> ir.TensorProtocol:
+        codes, dtype = self._rounded(), self.rounding.dtype
+        shape = self.weight.shape
+        if self.rounding.bits == 4:
+            return ir.PackedTensor(_packed(codes), dtype, shape=ir.Shape(shape))
+        return ir.Tensor(codes.reshape(shape), dtype=dtype)
+
+    def _rounded(self) -> Array:
+        """Codes of the blocks, (u)int8[blocks, block]."""
+        rows, columns = self.weight.shape
+        size = self.rounding.block
+        signed = self.rounding.scheme == "symmetric"
+        if self._codes is not None:
+            return _unpacked(self._codes, signed, self.rounding.bits).reshape(-1, size)
+        codes = np.empty((rows * columns // size, size), np.int8 if signed else np.uint8)
+        solve = self._solver()
+        found, at = [], 0
+        for part in self._rows():
+            blocks = part.reshape(-1, size)
+            if solve is not None and self._grid is None:
+                code, grid = solve(part)
+                found.append(grid)
+            else:
+                grid = _part(self._grid, at, len(blocks))
+                code = grid.codes(blocks, self.rounding)
+            codes[at : at + len(blocks)] = code.reshape(-1, size)
+            at += len(blocks)
+        if found:
+            self._grid = Grid(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, found), strict=True)))
+        if self.rounding.method == "gptq":
+            self._codes = _packed(codes) if self.rounding.bits == 4 else codes
+        return codes
+
+    def _solver(self) -> Callable[[Array], tuple[Array, Grid]] | None:
+        """What finds codes and grids of rows float32[rows, columns]; None if they are known."""
+        if self._grid is not None:
+            return None
+        rounding = self.rounding
+        moment = None if self._moment is None else self._moment()
+        if rounding.method == "gptq" and moment is not None:
+            hessian = Hessian.of(moment.matrix, rounding)
+            return lambda rows: gptq(rows, hessian, rounding)
+        power = None if moment is None else np.diagonal(moment.matrix).reshape(-1, rounding.block)
+
+        def solve(rows: Array) -> tuple[Array, Grid]:
+            parts = rows.reshape(-1, rounding.block)
+            if rounding.method == "rtn":
+                grid = spanning(parts, rounding)
+            else:
+                grid = best_grid(parts, None if power is None else np.tile(power, (len(rows), 1)), rounding)
+            return grid.codes(parts, rounding), grid
+
+        return solve
+
+    def _rows(self) -> Iterator[Array]:
+        """float32[rows, columns], a stretch of rows at a time."""
         array = self.tensor.numpy()
         array = array.T if self.turned else array
         step = max(1, _CHUNK // array.shape[1])
         for start in range(0, len(array), step):
-            yield array[start : start + step].astype(np.float32).reshape(-1, self.rounding.block)
-
-    def _scales(self) -> ir.TensorProtocol:
-        if self._scale is None:
-            self._codes()
-        assert self._scale is not None
-        return ir.Tensor(self._scale)
-
-    def _zeros(self) -> ir.TensorProtocol:
-        if self._zero is None:
-            self._codes()
-        assert self._zero is not None
-        dtype = self.rounding.dtype
-        return ir.Tensor(self._zero.astype(dtype.numpy()), dtype=dtype)
+            yield np.ascontiguousarray(array[start : start + step], np.float32)
 
 
-_KNOWN: WeakValueDictionary[tuple[int, bool, Rounding], Rounded] = WeakValueDictionary()
+def _arrays(grid: Grid) -> tuple[Array, Array, Array]:
+    return grid.scale, grid.zero, grid.offset
 
 
-def rounded_weight(tensor: ir.TensorProtocol, turned: bool, rounding: Rounding) -> Rounded:
+def _part(grid: Grid | None, start: int, count: int) -> Grid:
+    assert grid is not None
+    return Grid(*(array[start : start + count] for array in _arrays(grid)))
+
+
+def _packed(codes: Array) -> Array:
+    """Two codes of 4 bits in a byte, the first in the low half."""
+    raw = codes.reshape(-1).view(np.uint8) & np.uint8(15)
+    packed: Array = raw[0::2] | (raw[1::2] << np.uint8(4))
+    return packed
+
+
+def _unpacked(stored: Array, signed: bool, bits: int) -> Array:
+    if bits == 8:
+        return stored
+    raw = np.empty(stored.size * 2, np.uint8)
+    raw[0::2], raw[1::2] = stored & np.uint8(15), stored >> np.uint8(4)
+    return ((raw ^ np.uint8(8)) - np.uint8(8)).view(np.int8) if signed else raw
+
+
+_KNOWN: WeakValueDictionary[tuple[object, ...], Rounded] = WeakValueDictionary()
+
+
+def rounded_weight(
+    tensor: ir.TensorProtocol,
+    turned: bool,
+    rounding: Rounding,
+    moment: Callable[[], Moment] | None = None,
+) -> Rounded:
     """``tensor`` rounded, as [rows, columns]; ``turned``: it is [columns, rows].
 
-    The same tensor, which entries and clones of a program share, gives the same result while that lives.
+    The same tensor, which entries and clones of a program share, with the same moment gives the same result
+    while that lives.
     """
-    key = id(tensor), turned, rounding
+    key = id(tensor), turned, rounding, None if moment is None else fingerprint(moment())
     found = _KNOWN.get(key)
     if found is None:
-        found = _KNOWN[key] = Rounded(tensor, turned, rounding)
+        found = _KNOWN[key] = Rounded(tensor, turned, rounding, moment)
     return found
 
 
-def best_scales(parts: Array, rounding: Rounding) -> tuple[Array, Array]:
-    """Scale and zero point (float32) of each block; parts: float32[blocks, block]."""
-    scale, zero = _spanning(parts, 1.0, rounding)
-    if rounding.ratios == (1.0,):
-        return scale, zero
-    least = np.full(len(parts), np.inf, np.float32)
-    best = scale, zero
-    for ratio in rounding.ratios:
-        scale, zero = _spanning(parts, ratio, rounding)
-        codes = rounded(parts, scale, zero, rounding).astype(np.float32) - zero[:, None]
-        # the codes being what they are, the scale of least squares
-        power = np.einsum("ij,ij->i", codes, codes)
-        fitted = np.einsum("ij,ij->i", codes, parts) / np.maximum(power, 1)
-        scale = np.where(fitted > _TINY, fitted, scale).astype(np.float32)
-        codes = rounded(parts, scale, zero, rounding).astype(np.float32) - zero[:, None]
-        codes *= scale[:, None]
-        codes -= parts
-        error = np.einsum("ij,ij->i", codes, codes)
-        better = error < least
-        least = np.where(better, error, least)
-        best = np.where(better, scale, best[0]), np.where(better, zero, best[1])
-    return best
-
-
-def rounded(parts: Array, scale: Array, zero: Array, rounding: Rounding) -> Array:
-    """Codes of the blocks, int8 or uint8."""
-    low, high = _span(rounding)
-    codes = parts / scale[:, None]
-    np.rint(codes, out=codes)
-    codes += zero[:, None]
-    np.clip(codes, low, high, out=codes)
-    return codes.astype(np.int8 if rounding.symmetric else np.uint8)
-
-
-def _span(rounding: Rounding) -> tuple[int, int]:
-    half = 1 << (rounding.bits - 1)
-    return (-half, half - 1) if rounding.symmetric else (0, 2 * half - 1)
-
-
-def _spanning(parts: Array, ratio: float, rounding: Rounding) -> tuple[Array, Array]:
-    """Scale and zero point with which the codes span ``ratio`` of each block's range."""
-    low, high = _span(rounding)
-    if rounding.symmetric:
-        scale = np.abs(parts).max(-1) * (ratio / high)
-        return np.maximum(scale, _TINY).astype(np.float32), np.zeros(len(parts), np.float32)
-    least, most = (np.minimum(parts.min(-1), 0) * ratio, np.maximum(parts.max(-1), 0) * ratio)
-    scale = np.maximum((most - least) / high, _TINY).astype(np.float32)
-    return scale, np.clip(np.rint(-least / scale), low, high).astype(np.float32)
+def fingerprint(moment: Moment) -> int:
+    """The same for equal moments, which may be computed anew each time they are read."""
+    return zlib.crc32(np.ascontiguousarray(moment.matrix[:: max(1, len(moment.matrix) // 16)]).tobytes())

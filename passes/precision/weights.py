@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,20 +16,29 @@ from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Program
 from ..approximation import Approximation
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline
+from ..moments import Moment, Moments, joined
 from ..weight_uses import Reader, WeightUses, weight_uses
-from .blocks import Rounded, Rounding, rounded_weight
+from .blocks import Rounded, rounded_weight
+from .grids import SCHEMES, Rounding
+
+METHODS = ("rtn", "search", "gptq")
+_LEAST_BLOCK = 16
 
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
     """Round the weights of MatMul and Gemm, and embedding tables, to blocks of few bits with a scale each.
 
-    ``bits``: 8 or 4; tables keep 8. ``output``: bits of the output layer, which a tied table is stored apart
-    for if they differ from its own. ``block``: columns that share a scale. ``scheme``:
-    ``symmetric`` around zero, ``asymmetric`` with a zero point per block, ``auto`` the first for 8 bits, the
-    second for 4. ``keep``: parts of names of weights that are left alone. ``least``: elements from which on
-    a weight is worth it. Each weight is read, rounded and written by itself. Weights that the source has
-    quantized already stay as they are.
+    ``bits``: 8 or 4. ``output``: bits of the output layer, ``table``: of tables that rows are looked up in; a
+    tied table is stored twice if they differ. ``block``: columns that share a scale; half as many, and so on
+    down to 16, where a weight's columns are no multiple. ``scheme``: ``symmetric`` around zero,
+    ``asymmetric`` with an integer zero point per block, ``offset`` with a float one, ``auto`` the first for
+    8 bits, the second for 4. ``method``: ``rtn`` spans each block's range; ``search`` takes the scale of
+    least squared error; ``gptq`` lets later columns make up for earlier ones' rounding, ``auto`` does that
+    for 4 bits where the activations were measured, else searches. ``sweeps``, ``damping``, ``ordered``: of
+    gptq, see Rounding. ``keep``: parts of names of weights that are left alone. ``least``: elements from
+    which on a weight is worth it. Each weight is read, rounded and written by itself. Weights that the
+    source has quantized already stay as they are.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -37,20 +46,29 @@ class QuantizeWeights(Pass):
 
     bits: int = 8
     output: int = 8
+    table: int = 8
     block: int = 32
     scheme: str = "auto"
+    method: str = "auto"
+    sweeps: int = 2
+    damping: float = 0.01
+    ordered: bool = True
     keep: tuple[str, ...] = ()
     least: int = 4096
 
     def __post_init__(self) -> None:
         place = f"pass {self.name}"
-        for name, bits in (("bits", self.bits), ("output", self.output)):
+        for name, bits in (("bits", self.bits), ("output", self.output), ("table", self.table)):
             if bits not in (4, 8):
                 raise OptionError(place, f"{name}={bits} is not offered", "use 8 or 4")
-        if self.block < 16 or self.block & (self.block - 1):
+        if self.block < _LEAST_BLOCK or self.block & (self.block - 1):
             raise OptionError(place, f"block={self.block} is no power of two from 16 on", "use 32")
-        if self.scheme not in ("auto", "symmetric", "asymmetric"):
-            raise OptionError(place, f"no scheme {self.scheme!r}", "use symmetric, asymmetric or auto")
+        for name, chosen, offered in (("scheme", self.scheme, SCHEMES), ("method", self.method, METHODS)):
+            if chosen not in ("auto", *offered):
+                raise OptionError(place, f"no {name} {chosen!r}", f"use auto, {', '.join(offered)}")
+        if self.sweeps < 0 or not self.damping > 0:
+            fact = f"sweeps={self.sweeps}, damping={self.damping:g} are not offered"
+            raise OptionError(place, fact, "use sweeps from 0 on and a damping above 0")
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Every weight of every entry; one that entries share is rounded once."""
@@ -69,19 +87,17 @@ class QuantizeWeights(Pass):
                     chosen = context.chosen(self, name)
                     if chosen is None:
                         decline("the budget keeps it")
-                    roundings = chosen._roundings(name, uses, tensor)
+                    plans = chosen._plans(name, uses, tensor, context.moments)
                 except NoMatch as left:
                     if left.reason:
                         declined.append(Note(name, left.reason))
                     continue
-                for rounding, readers in roundings.items():
-                    known = rounded_weight(tensor, uses.turned, rounding)
-                    found = held.setdefault((id(tensor), rounding), known)
-                    at = Rewriter(min((node for node, _ in readers), key=place.__getitem__))
-                    _swap(value, found, uses.turned, readers, at)
-                    rows, columns = found.weight.shape
-                    text = f"{rows} x {columns} in {rounding.bits} bits, blocks of {rounding.block}"
-                    hits.append(Note(name, text))
+                for plan in plans:
+                    key = id(tensor), plan.rounding
+                    found = held.get(key) or held.setdefault(key, plan.rounded(tensor, uses.turned))
+                    at = Rewriter(min((node for node, _ in plan.readers), key=place.__getitem__))
+                    _swap(value, found, uses.turned, plan.readers, at)
+                    hits.append(Note(name, _told(found)))
                     for made in at.made:
                         add_passes(made, [self.name])
                 if not value.uses():
@@ -93,36 +109,70 @@ class QuantizeWeights(Pass):
     ) -> Approximation | None:
         """The weight rounded as its products read it; a table that is only looked up, as look-ups do."""
         try:
-            roundings = self._roundings(name, uses, tensor)
+            plans = self._plans(name, uses, tensor, context.moments)
         except NoMatch:
             return None
-        found = [rounded_weight(tensor, uses.turned, rounding).weight for rounding in roundings]
+        found = [plan.rounded(tensor, uses.turned).weight for plan in plans]
         sizes = [_nbytes(weight) for weight in found]
         array = found[-1].numpy()
         return Approximation(array.T if uses.turned else array, sum(sizes), sizes[-1] if uses.products else 0)
 
-    def _roundings(
-        self, name: str, uses: WeightUses, tensor: ir.TensorProtocol
-    ) -> dict[Rounding, list[Reader]]:
+    def _plans(
+        self, name: str, uses: WeightUses, tensor: ir.TensorProtocol, moments: Moments | None
+    ) -> list[_Plan]:
         """Which readers of a weight get which rounding. Raises: NoMatch if it has to stay."""
         if any(part in name for part in self.keep):
             decline("is to be kept")
         columns = tensor.shape.numpy()[0 if uses.turned else 1]
-        if columns % self.block:
+        block = min(self.block, columns & -columns)
+        if block < _LEAST_BLOCK:
             decline(f"its {columns} columns are no multiple of the block of {self.block}")
         if tensor.dtype != ir.DataType.FLOAT:
             decline(f"there are no kernels for {tensor.dtype} products with blocked weights")
-        found: dict[Rounding, list[Reader]] = {}
         bits = self.output if uses.head else self.bits
-        for readers, wanted in ((uses.look_ups, 8), (uses.products, bits)):
-            if readers:
-                found.setdefault(self._rounding(wanted), []).extend(readers)
-        return found
+        moment = joined([str(node.inputs[0].name) for node in uses.multiplied if node.inputs[0]], moments)
+        if moment is not None and moment().matrix.shape != (columns, columns):
+            moment = None
+        if not uses.products:
+            return [_Plan(self._rounding(self.table, block, None), uses.look_ups, None)]
+        both = (*uses.look_ups, *uses.products)
+        if not uses.look_ups or self.table == bits:
+            return [_Plan(self._rounding(bits, block, moment), both, moment)]
+        return [
+            _Plan(self._rounding(self.table, block, None), uses.look_ups, None),
+            _Plan(self._rounding(bits, block, moment), uses.products, moment),
+        ]
 
-    def _rounding(self, bits: int) -> Rounding:
-        symmetric = self.scheme == "symmetric" or (self.scheme == "auto" and bits == 8)
-        ratios = (1.0,) if bits == 8 else (1.0, 0.95, 0.9, 0.85, 0.8)
-        return Rounding(bits, self.block, symmetric, ratios)
+    def _rounding(self, bits: int, block: int, moment: Callable[[], Moment] | None) -> Rounding:
+        scheme, method = self.scheme, self.method
+        if scheme == "auto":
+            scheme = "symmetric" if bits == 8 else "asymmetric"
+        if method == "auto":
+            method = "gptq" if bits == 4 else "search"
+        if method != "gptq" or moment is None:
+            return Rounding(bits, block, scheme, "search" if method == "gptq" else method)
+        return Rounding(bits, block, scheme, method, self.sweeps, self.damping, self.ordered)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Readers of a weight that get it rounded in one way."""
+
+    rounding: Rounding
+    readers: tuple[Reader, ...]
+    moment: Callable[[], Moment] | None
+
+    def rounded(self, tensor: ir.TensorProtocol, turned: bool) -> Rounded:
+        return rounded_weight(tensor, turned, self.rounding, self.moment)
+
+
+def _told(found: Rounded) -> str:
+    rows, columns = found.weight.shape
+    how = found.rounding
+    error = found.error()
+    measured = "activations not measured" if error is None else f"relative output error {error:.2e}"
+    size = f"{rows} x {columns} in {how.bits} bits, blocks of {how.block}"
+    return f"{size}, {how.scheme}, {how.method}, {measured}"
 
 
 def _nbytes(weight: BlockedWeight) -> int:

@@ -17,7 +17,7 @@ from miaotui.compiler.program import Program
 from miaotui.passes.base import PassContext
 from miaotui.passes.lowering.onnxruntime.blocked import UseBlockKernels
 from miaotui.passes.pipeline import pipeline
-from miaotui.passes.precision.blocks import Rounding, best_scales, rounded
+from miaotui.passes.precision.grids import SCHEMES, Rounding, best_grid, spanning
 from miaotui.passes.precision.weights import QuantizeWeights
 from support.decode_graphs import Layers, block_weights, ort_decode, quantized
 from support.rewriting import assert_same, ort_run, reasons, run_pass
@@ -30,8 +30,10 @@ def blocked(program: Program, entry: str = "main") -> dict[str, BlockedWeight]:
     """Blocked weights by the name of their data."""
     found = {}
     for node in program.entries[entry].graph:
-        if node.op_type == "DequantizeLinear" and (weight := blocked_weight(node.outputs[0])) is not None:
-            assert node.inputs[0] is not None
+        if (weight := blocked_weight(node.outputs[0])) is not None:
+            while node.op_type != "DequantizeLinear":  # an offset is added behind it
+                assert node.inputs[0] is not None
+                node = node.inputs[0].producer()
             found[str(node.inputs[0].name).removesuffix(".data")] = weight
     return found
 
@@ -58,7 +60,7 @@ def forms(columns: int = 64, rows: int = 12) -> Program:
     return b.program()
 
 
-@pytest.mark.parametrize("scheme", ["auto", "symmetric", "asymmetric"])
+@pytest.mark.parametrize("scheme", ["auto", *SCHEMES])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rounds_every_form_of_product_and_table(bits: int, scheme: str) -> None:
     program = forms()
@@ -71,9 +73,9 @@ def test_rounds_every_form_of_product_and_table(bits: int, scheme: str) -> None:
     assert found.keys() == {"table", "turned", "plain", "gemm", "gemm_t"}
     for name, weight in found.items():
         assert weight.bits == (8 if name == "table" else bits)
-        assert (weight.zero_point is None) == (
-            scheme == "symmetric" or (scheme == "auto" and weight.bits == 8)
-        )
+        whole = {"auto": "symmetric" if weight.bits == 8 else "asymmetric"}.get(scheme, scheme)
+        assert (weight.zero_point is None) == (whole != "asymmetric")
+        assert (weight.offset is None) == (whole != "offset")
         array = weights[name].T if name in ("turned", "gemm") else weights[name]
         error = np.abs(weight.numpy() - array).max() / np.abs(array).max()
         assert error < {8: 0.006, 4: 0.16}[weight.bits]
@@ -107,26 +109,64 @@ def test_a_tied_output_layer_of_fewer_bits_is_stored_apart() -> None:
     assert_same(before, evaluate(program.main, feed), 0.3)
 
 
-def test_least_squares_beats_the_whole_range() -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_searching_beats_the_whole_range(scheme: str) -> None:
     parts = RNG.standard_normal((2000, 32)).astype(np.float32)
+    rounding = Rounding(4, 32, scheme)
+    errors = [
+        float(((g.values(g.codes(parts, rounding)) - parts) ** 2).sum())
+        for g in (spanning(parts, rounding), best_grid(parts, None, rounding))
+    ]
+    assert errors[1] < 0.93 * errors[0]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_searching_heeds_what_is_important(scheme: str) -> None:
+    parts = RNG.standard_normal((500, 32)).astype(np.float32)
+    importance = np.exp(2 * RNG.standard_normal((1, 32))).astype(np.float32)
+    rounding = Rounding(4, 32, scheme)
     errors = []
-    for ratios in ((1.0,), (1.0, 0.9, 0.8)):
-        rounding = Rounding(4, 32, False, ratios)
-        scale, zero = best_scales(parts, rounding)
-        back = (rounded(parts, scale, zero, rounding) - zero[:, None]) * scale[:, None]
-        errors.append(float(((back - parts) ** 2).sum()))
-    assert errors[1] < 0.96 * errors[0]
+    for known in (None, importance):
+        grid = best_grid(parts, known, rounding)
+        change = grid.values(grid.codes(parts, rounding)) - parts
+        errors.append(float((importance * change**2).sum()))
+    assert errors[1] < 0.85 * errors[0]
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+def test_scales_are_of_16_bits_unless_those_cannot_hold_them(block: int) -> None:
+    parts = RNG.standard_normal((64, block)).astype(np.float32)
+    for scheme in SCHEMES:
+        rounding = Rounding(4, block, scheme)
+        for grid in (spanning(parts, rounding), best_grid(parts, None, rounding)):
+            for array in (grid.scale, grid.offset):
+                np.testing.assert_array_equal(array, array.astype(np.float16).astype(np.float32))
+            small = best_grid(parts * 1e-9, None, rounding)
+            assert (np.abs(small.scale) > 1e-11).all()
+            back = small.values(small.codes(parts * 1e-9, rounding))
+            assert np.abs(back - parts * 1e-9).max() < 0.8e-9
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("bits", [4, 8])
-def test_constant_blocks_are_exact(bits: int, symmetric: bool, value: float) -> None:
+def test_constant_blocks_are_exact(bits: int, scheme: str, value: float) -> None:
     parts = np.full((3, 32), value, np.float32)
-    rounding = Rounding(bits, 32, symmetric, (1.0, 0.9))
-    scale, zero = best_scales(parts, rounding)
-    back = (rounded(parts, scale, zero, rounding).astype(np.float32) - zero[:, None]) * scale[:, None]
-    np.testing.assert_allclose(back, parts, rtol=1e-6, atol=1e-9)
+    rounding = Rounding(bits, 32, scheme)
+    for grid in (spanning(parts, rounding), best_grid(parts, None, rounding)):
+        back = grid.values(grid.codes(parts, rounding))
+        np.testing.assert_allclose(back, parts, rtol=2**-11)  # scales have 16 bits
+
+
+def test_a_grid_with_offsets_is_found_again() -> None:
+    """Weights that lie on GGUF's Q4_1 grid, as they are when such a file was dequantized."""
+    codes = RNG.integers(0, 16, (200, 32))
+    codes[:, :2] = 0, 15
+    scale, offset = (RNG.random((2, 200, 1)) * 0.01 + 0.002).astype(np.float16).astype(np.float32)
+    parts = codes.astype(np.float32) * scale - offset
+    grid = best_grid(parts, None, Rounding(4, 32, "offset"))
+    np.testing.assert_array_equal(grid.codes(parts, Rounding(4, 32, "offset")), codes)
+    np.testing.assert_allclose(grid.values(codes.astype(np.float32)), parts, atol=2e-5)
 
 
 def test_declines_with_reasons() -> None:
