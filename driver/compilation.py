@@ -26,6 +26,7 @@ from .lower import Lowered, Recipe
 from .opening import open_folder
 from .progress import Journal, Progress, Silent
 from .proof import Evidence
+from .samples import samples_of
 
 
 def compile_model(
@@ -80,13 +81,13 @@ def _measured(
     program: Program, evidence: Evidence | None, options: CompileOptions, journal: Journal
 ) -> dict[str, Any]:
     """What passes that round weights or values want to know of the activations."""
-    if evidence is None or not (options.narrows or options.approximates):
+    samples = samples_of(program, options.calib, [case.inputs for case in evidence.cases] if evidence else ())
+    if not samples.inputs or not (options.narrows or options.approximates):
         return {}
     with journal.stage("calibrate"):
-        inputs_seen = [case.inputs for case in evidence.cases]
         if options.narrows:
-            return {"ranges": measured_ranges(program, inputs_seen)}
-        return {"moments": measured_moments(program, inputs_seen)}
+            return {"ranges": measured_ranges(program, samples.inputs)}
+        return {"moments": measured_moments(program, samples.inputs)}
 
 
 def _lowered(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ..compiler.ir.examples import index_limit
@@ -51,10 +49,9 @@ def with_sample_text(program: Program, inputs: Arrays) -> Arrays:
 
     Rows begin at different places. Left as they are if an id lies outside the table of embeddings.
     """
-    asset = program.assets.get(TOKENIZER)
-    if asset is None or TOKENS not in inputs or inputs[TOKENS].ndim != 2:
+    if TOKENS not in inputs or inputs[TOKENS].ndim != 2:
         return inputs
-    ids = _ids(asset)
+    ids = token_ids(program, TEXT)
     limit = index_limit(program, TOKENS)
     if not len(ids) or limit is None or ids.max() >= limit:
         return inputs
@@ -64,11 +61,18 @@ def with_sample_text(program: Program, inputs: Arrays) -> Arrays:
     return {**inputs, TOKENS: ids[places].astype(inputs[TOKENS].dtype)}
 
 
-def _ids(asset: Path | bytes) -> Array:
+def token_ids(program: Program, text: str) -> Array:
+    """int64[tokens]: ``text`` by the program's tokenizer; none if it has none, or a damaged one."""
     from tokenizers import Tokenizer
 
+    asset = program.assets.get(TOKENIZER)
+    if asset is None:
+        return np.zeros(0, np.int64)
     data = asset if isinstance(asset, bytes) else asset.read_bytes()
     try:
-        return np.array(Tokenizer.from_buffer(data).encode(TEXT).ids, np.int64)
+        tokenizer = Tokenizer.from_buffer(data)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return np.array(tokenizer.encode(text).ids, np.int64)
     except Exception:  # what the library raises for a damaged file has no type of its own
         return np.zeros(0, np.int64)

@@ -39,6 +39,16 @@ def byte_level() -> Tokenizer:
     )
 
 
+def bytes_alone() -> bytes:
+    """A tokenizer.json of 256 tokens, a byte each, for the smallest vocabularies."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator([], trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet))
+    return bytes(made.to_str(), "utf-8")
+
+
 def sentencepiece_bpe() -> Tokenizer:
     """Llama 2's kind: BPE over characters with spaces as ▁, unknown ones as bytes, BOS in front."""
     made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))

@@ -1,0 +1,114 @@
+"""The main program under ONNX Runtime with weights as inputs: another weight needs no other session."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import onnx_ir as ir
+
+from ..compiler.draft import Draft
+from ..compiler.errors import InternalError
+from ..compiler.ir.constants import constant_tensor
+from ..compiler.options import Target
+from ..compiler.program import Program
+from ..compiler.reference import Array, Arrays
+from ..passes.base import Pass, PassContext
+from ..passes.lowering.onnxruntime import LOWER_CPU
+from ..passes.observers import run_pipeline
+from ..passes.weight_uses import WeightUses, weight_uses
+from .workbench import BACKENDS, SOURCE_BACKEND, Workbench
+
+_INPUT = "{}.probe"
+
+
+def prepared(program: Program, passes: Sequence[Pass], context: PassContext | None = None) -> Program:
+    """A copy of ``program``, its main entry alone, after ``passes``."""
+    copy = program.clone()
+    copy.entries = {"main": copy.main}
+    run_pipeline(copy, passes, PassContext() if context is None else context)
+    return copy
+
+
+def probed(program: Program, weights: Sequence[str] = (), values: Sequence[str] = ()) -> Program:
+    """A copy whose products read ``weights`` from inputs, and whose outputs have ``values`` among them.
+
+    Look-ups go on reading a weight as it is. Lowered for ONNX Runtime last, so that no rewrite stands on the
+    weight's contents or takes the value away.
+    """
+    copy = program.clone()
+    graph = copy.main.graph
+    for name in weights:
+        value = graph.initializers[name]
+        readers = weight_uses(value).products
+        given = ir.Value(name=_INPUT.format(name), type=value.type, shape=value.shape)
+        graph.inputs.append(given)
+        for node, index in readers:
+            node.replace_input_with(index, given)
+        if not value.uses():
+            graph.initializers.pop(name)
+    known = {value.name for value in graph.outputs}
+    for node in graph:
+        wanted = [value for value in node.outputs if value.name in values and value.name not in known]
+        graph.outputs.extend(wanted)
+    target, backend = Target("cpu"), BACKENDS[SOURCE_BACKEND]
+    run_pipeline(copy, LOWER_CPU, PassContext(target, lambda node: backend.supports(node, target)))
+    return copy
+
+
+class Probe:
+    """A session of ``probed(program, weights, values)``; a context manager.
+
+    The weights as they are stay in memory once, as arrays; the session holds what else there is.
+    Raises: CompileError if ONNX Runtime refuses the program.
+    """
+
+    __slots__ = ("_runner", "_stack", "uses", "weights")
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Sequence[str] = (),
+        values: Sequence[str] = (),
+        threads: int | None = None,
+    ) -> None:
+        graph = program.main.graph
+        self.weights: dict[str, ir.TensorProtocol] = {}
+        self.uses: dict[str, WeightUses] = {}
+        for name in weights:
+            tensor = constant_tensor(graph.initializers[name])
+            if tensor is None:
+                raise InternalError(f"weight {name!r} has no contents")
+            self.weights[name] = tensor
+            self.uses[name] = weight_uses(graph.initializers[name])
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="miaotui-probe-"))
+            draft = stack.enter_context(Draft(Path(folder, "probe")))
+            bench = Workbench(draft, SOURCE_BACKEND, Target("cpu"))
+            self._runner = stack.enter_context(bench.source(probed(program, weights, values)).open(threads))
+            self._stack = stack.pop_all()
+
+    def run(self, inputs: Arrays, weights: Mapping[str, Array] | None = None) -> Arrays:
+        """Outputs and tapped values by name; ``weights`` replaces some by arrays of the same shape."""
+        chosen = weights or {}
+        given = {
+            _INPUT.format(name): chosen[name] if name in chosen else tensor.numpy()
+            for name, tensor in self.weights.items()
+        }
+        return self._runner.run({**inputs, **given})
+
+    def close(self) -> None:
+        """Free the session and its files."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
