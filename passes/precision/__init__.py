@@ -12,7 +12,7 @@ PRECISION: tuple[Pass, ...] = (ConvertFp16(),)
 
 WEIGHTS: dict[str, tuple[Pass, ...]] = {
     "int8": (SmoothActivations(), QuantizeWeights(bits=8)),
-    "int4": (SmoothActivations(), QuantizeWeights(bits=4)),
+    "int4": (SmoothActivations(bits=4), QuantizeWeights(bits=4)),
 }
 """By precision: weights in blocks of few bits, which their kernels multiply with 8-bit activations."""
 
