@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .console import stderr
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from rich.console import Console
 
 
@@ -25,6 +23,7 @@ class Stages:
         self.console, self.quiet = console, quiet
         self.log = logging.getLogger("miaotui")
         self._depth = 0
+        self._shown: Callable[[str], None] | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -52,15 +51,27 @@ class Stages:
         if not self.quiet:
             self.console.print(f"{'  ' * self._depth}note: {text}", style="yellow", soft_wrap=True)
 
-    def _live(self, name: str) -> AbstractContextManager[object]:
+    def count(self, done: int, total: int) -> None:
+        """Tell beside the stage's name how far it has come; on a terminal only."""
+        if self._shown is not None:
+            self._shown(f"{done} of {total}")
+
+    @contextmanager
+    def _live(self, name: str) -> Iterator[None]:
         if self.quiet or self._depth > 1 or not self.console.is_terminal:
-            return nullcontext()
+            yield
+            return
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
         bar = Progress(*columns, console=self.console, transient=True)
-        bar.add_task(name, total=None)
-        return bar
+        task = bar.add_task(name, total=None)
+        self._shown = lambda text: bar.update(task, description=f"{name} {text}")
+        try:
+            with bar:
+                yield
+        finally:
+            self._shown = None
 
 
 @contextmanager

@@ -101,8 +101,8 @@ class Manifest:
     """Everything known about an executable folder.
 
     ``default``: the variant that runs unless another is named. ``layers``: source layer path → name of
-    the value it computes. ``options``, ``timings``: as the driver gave them, any JSON. ``environment``:
-    package → version. ``files``: every file but the manifest; the writer fills it. ``decoding``: how the
+    the value it computes. ``options``, ``timings``: as the driver gave them, any JSON. ``plan``: what a budget
+    chose, the options of each pass by weight. ``environment``: package → version. ``files``: every file but the manifest; the writer fills it. ``decoding``: how the
     entry with state is driven, None for a model that keeps none.
     """
 
@@ -116,6 +116,7 @@ class Manifest:
     layers: Mapping[str, str] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     certificate: Certificate | None = None
     timings: Mapping[str, Any] = field(default_factory=dict)

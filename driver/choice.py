@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from ..compiler.draft import Draft
 from ..compiler.errors import CompileError, UnsupportedError
 from ..compiler.options import CompileOptions
+from .budget import Settled
 from .candidates import summary
 from .context import unsupported, variant_name
 from .decide import FINAL, Judge, Result
@@ -23,11 +24,12 @@ WRITTEN = 16
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A program lowered for one backend, which ``options`` name."""
+    """A program lowered for one backend, which ``options`` name. ``settled``: what a budget chose for it."""
 
     options: CompileOptions
     recipe: Recipe
     lowered: Lowered
+    settled: Settled | None = None
 
     @property
     def name(self) -> str:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler.draft import Draft
+from ..compiler.errors import VerificationError
 from ..compiler.options import CompileOptions
 from ..compiler.program import Program
 from ..frontends.load import load
 from ..passes.base import Pass
 from ..passes.observers import Observer, SaveIR, Verify
 from ..runtime.executable import Executable
+from .budget import can_choose, settled
 from .calibration import measured_moments, measured_ranges
 from .candidates import candidates
 from .choice import Attempt, Choice, moved
@@ -26,7 +28,7 @@ from .lower import Lowered, Recipe
 from .opening import open_folder
 from .progress import Journal, Progress, Silent
 from .proof import Evidence
-from .samples import samples_of
+from .samples import Samples, samples_of
 
 
 def compile_model(
@@ -54,17 +56,29 @@ def compile_model(
     if options.verify:
         with journal.stage("reference"):
             evidence = Evidence.of(imported, options.seed)
-    measured = _measured(imported.program, evidence, options, journal)
     program = imported.program
+    samples = _samples(program, evidence, options)
+    measured = _measured(program, samples, options, journal)
     del imported  # the source's session or module: its memory is needed now
-    attempts = []
+    attempts, misses = [], []
     for candidate in tried:
         recipe = Recipe(program, candidate.passes, replace(context_of(candidate.options), **measured))
+        found = None
+        if options.budget is not None and can_choose(recipe, candidate.options):
+            try:
+                found = settled(recipe, candidate.options, samples.inputs, evidence, journal)
+            except VerificationError as miss:
+                journal.note(f"no {candidate.options.backend} code: {miss}")
+                misses.append(miss)
+                continue
+            recipe = replace(recipe, context=replace(recipe.context, plan=found.plan))
         with journal.stage("transform"):
             saved = save_ir / candidate.options.backend if save_ir and len(tried) > 1 else save_ir
             lowered = _lowered(recipe, evidence, saved, options, journal)
             check_placement(lowered.program, options, journal)
-        attempts.append(Attempt(candidate.options, recipe, lowered))
+        attempts.append(Attempt(candidate.options, recipe, lowered, found))
+    if not attempts:
+        raise min(misses, key=str)
 
     temporary = Path(tempfile.mkdtemp(prefix="miaotui-")) if output is None else None
     folder = temporary or Path(str(output))
@@ -77,11 +91,16 @@ def compile_model(
         raise
 
 
+def _samples(program: Program, evidence: Evidence | None, options: CompileOptions) -> Samples:
+    if not (options.narrows or options.approximates or options.calib is not None):
+        return Samples((), "nothing")
+    return samples_of(program, options.calib, [case.inputs for case in evidence.cases] if evidence else ())
+
+
 def _measured(
-    program: Program, evidence: Evidence | None, options: CompileOptions, journal: Journal
+    program: Program, samples: Samples, options: CompileOptions, journal: Journal
 ) -> dict[str, Any]:
     """What passes that round weights or values want to know of the activations."""
-    samples = samples_of(program, options.calib, [case.inputs for case in evidence.cases] if evidence else ())
     if not samples.inputs or not (options.narrows or options.approximates):
         return {}
     with journal.stage("calibrate"):
@@ -105,12 +124,11 @@ def _write(folder: Path, attempts: Sequence[Attempt], evidence: Evidence | None,
     with Draft(folder) as draft:
         choice = Choice(draft, evidence, journal)
         attempt, result = choice.best(attempts)
-        options, source = attempt.options, attempt.recipe.source
         with journal.stage("write"):
-            if choice.built == 1 + options.keeps_source:
-                finish(draft, folder, source, result, evidence, options, journal)
+            if choice.built == 1 + attempt.options.keeps_source:
+                finish(draft, folder, attempt, result, evidence, journal)
                 return
             # Candidates that were dropped left weights behind: write what was kept into a fresh draft.
             with Draft(folder) as clean:
                 result = moved(clean, attempt, result)
-                finish(clean, folder, source, result, evidence, options, journal)
+                finish(clean, folder, attempt, result, evidence, journal)

@@ -10,9 +10,9 @@ from ..compiler.artifact import GOLDEN
 from ..compiler.draft import Draft
 from ..compiler.manifest import Certificate, Manifest
 from ..compiler.options import CompileOptions
-from ..compiler.program import Program
 from ..compiler.reference import Array
 from ..runtime.conditions import cores, versions
+from .choice import Attempt
 from .context import variant_name
 from .decide import Result
 from .progress import Journal
@@ -24,13 +24,13 @@ from .workbench import operators, signature
 def finish(
     draft: Draft,
     folder: Path,
-    source: Program,
+    attempt: Attempt,
     result: Result,
     evidence: Evidence | None,
-    options: CompileOptions,
     journal: Journal,
 ) -> None:
     """Write golden data, report and manifest, and put the folder in its place."""
+    options, source = attempt.options, attempt.recipe.source
     program = result.lowered.program
     records = pass_records(result.lowered, result.reverted)
     name = variant_name(options)
@@ -57,6 +57,7 @@ def finish(
         threads=cores() if options.threads is None else options.threads,
         inputs={} if case is None else {name: _spelled(array) for name, array in case.inputs.items()},
         sizes=_sizes(draft),
+        budget=None if attempt.settled is None else attempt.settled.report(),
         journal=journal,
     )
     draft.write_text("report.json", text_of(document))
@@ -72,6 +73,7 @@ def finish(
             layers=source.layers,
             source=program.source,
             options=_plain(options),
+            plan=attempt.recipe.context.plan,
             environment=versions(),
             certificate=_certificate(result, name),
             timings={} if document["latency"] is None else document["latency"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,38 +20,47 @@ from ..compiler.program import Program
 from ..compiler.reference import Array, Arrays
 from ..passes.base import Pass, PassContext
 from ..passes.lowering.onnxruntime import LOWER_CPU
+from ..passes.moments import LayeredMoments
 from ..passes.observers import run_pipeline
 from ..passes.weight_uses import WeightUses, weight_uses
 from .workbench import BACKENDS, SOURCE_BACKEND, Workbench
 
-_INPUT = "{}.probe"
+_INPUT, _TABLE = "{}.probe", "{}.probe.table"
 
 
 def prepared(program: Program, passes: Sequence[Pass], context: PassContext | None = None) -> Program:
     """A copy of ``program``, its main entry alone, after ``passes``."""
+    return reached(program, passes, PassContext() if context is None else context)[0]
+
+
+def reached(program: Program, passes: Sequence[Pass], context: PassContext) -> tuple[Program, PassContext]:
+    """The same, and the context as it reaches the pass behind ``passes``: with the moments they hand on."""
     copy = program.clone()
     copy.entries = {"main": copy.main}
-    run_pipeline(copy, passes, PassContext() if context is None else context)
-    return copy
+    for _, result in run_pipeline(copy, passes, context):
+        if result.moments:
+            context = replace(context, moments=LayeredMoments(result.moments, context.moments or {}))
+    return copy, context
 
 
 def probed(program: Program, weights: Sequence[str] = (), values: Sequence[str] = ()) -> Program:
-    """A copy whose products read ``weights`` from inputs, and whose outputs have ``values`` among them.
+    """A copy whose nodes read ``weights`` from inputs, and whose outputs have ``values`` among them.
 
-    Look-ups go on reading a weight as it is. Lowered for ONNX Runtime last, so that no rewrite stands on the
-    weight's contents or takes the value away.
+    Look-ups in a weight that is multiplied too have an input of their own. Lowered for ONNX Runtime last, so
+    that no rewrite stands on the weight's contents or takes the value away.
     """
     copy = program.clone()
     graph = copy.main.graph
     for name in weights:
         value = graph.initializers[name]
-        readers = weight_uses(value).products
-        given = ir.Value(name=_INPUT.format(name), type=value.type, shape=value.shape)
-        graph.inputs.append(given)
-        for node, index in readers:
-            node.replace_input_with(index, given)
-        if not value.uses():
-            graph.initializers.pop(name)
+        uses = weight_uses(value)
+        for pattern, readers in ((_INPUT, uses.products), (_TABLE, uses.look_ups)):
+            if readers:
+                given = ir.Value(name=pattern.format(name), type=value.type, shape=value.shape)
+                graph.inputs.append(given)
+                for node, index in readers:
+                    node.replace_input_with(index, given)
+        graph.initializers.pop(name)
     known = {value.name for value in graph.outputs}
     for node in graph:
         wanted = [value for value in node.outputs if value.name in values and value.name not in known]
@@ -58,6 +68,14 @@ def probed(program: Program, weights: Sequence[str] = (), values: Sequence[str] 
     target, backend = Target("cpu"), BACKENDS[SOURCE_BACKEND]
     run_pipeline(copy, LOWER_CPU, PassContext(target, lambda node: backend.supports(node, target)))
     return copy
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """What stands for a weight in products and in look-ups, of its shape; None: the weight itself."""
+
+    multiplied: Array | None = None
+    looked_up: Array | None = None
 
 
 class Probe:
@@ -92,14 +110,18 @@ class Probe:
             self._runner = stack.enter_context(bench.source(probed(program, weights, values)).open(threads))
             self._stack = stack.pop_all()
 
-    def run(self, inputs: Arrays, weights: Mapping[str, Array] | None = None) -> Arrays:
-        """Outputs and tapped values by name; ``weights`` replaces some by arrays of the same shape."""
-        chosen = weights or {}
-        given = {
-            _INPUT.format(name): chosen[name] if name in chosen else tensor.numpy()
-            for name, tensor in self.weights.items()
-        }
-        return self._runner.run({**inputs, **given})
+    def run(self, inputs: Arrays, swapped: Mapping[str, Swapped] | None = None) -> Arrays:
+        """Outputs and tapped values by name, with some weights ``swapped``."""
+        given = dict(inputs)
+        for name, tensor in self.weights.items():
+            other = Swapped() if swapped is None else swapped.get(name, Swapped())
+            for pattern, readers, array in (
+                (_INPUT, self.uses[name].products, other.multiplied),
+                (_TABLE, self.uses[name].look_ups, other.looked_up),
+            ):
+                if readers:
+                    given[pattern.format(name)] = tensor.numpy() if array is None else array
+        return self._runner.run(given)
 
     def close(self) -> None:
         """Free the session and its files."""

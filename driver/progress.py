@@ -20,6 +20,10 @@ class Progress(Protocol):
         """Something the user should know, in a sentence."""
         ...
 
+    def count(self, done: int, total: int) -> None:
+        """``done`` of ``total`` parts of the stage that runs are done."""
+        ...
+
 
 class Silent:
     """Shows nothing: the default in Python."""
@@ -29,6 +33,9 @@ class Silent:
         return nullcontext()
 
     def note(self, text: str) -> None:
+        """Nothing to draw."""
+
+    def count(self, done: int, total: int) -> None:
         """Nothing to draw."""
 
 
@@ -55,3 +62,7 @@ class Journal:
         if text not in self.notes:
             self.notes.append(text)
             self.progress.note(text)
+
+    def count(self, done: int, total: int) -> None:
+        """Forward how far the stage has come."""
+        self.progress.count(done, total)

@@ -48,9 +48,12 @@ def report(
     threads: int,
     inputs: Mapping[str, str],
     sizes: Mapping[str, int],
+    budget: Json | None,
     journal: Journal,
 ) -> Json:
-    """The report; ``error`` and ``latency`` are null where nothing was proved or timed."""
+    """The report; ``error`` and ``latency`` are null where nothing was proved or timed, ``budget`` where none
+    was set: what it chose for each group of weights, with its errors and bytes.
+    """
     gains = {trial.name: trial.gain for trial in trials}
     return {
         "schema": SCHEMA,
@@ -66,6 +69,7 @@ def report(
         "error": None if proof is None else _error(proof),
         "latency": None if race is None else _latency(race, threads, inputs),
         "sizes": dict(sizes),
+        "budget": budget,
         "notes": list(journal.notes),
     }
 

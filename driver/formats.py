@@ -1,0 +1,79 @@
+"""What the weights of a group may become: options of the approximating passes, in all combinations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from ..passes.approximation import Approximates
+from ..passes.base import OFF, Pass
+
+BLOCKS = (32, 64, 128)
+"""Columns that share a scale in 4 bits; 8 bits are near enough in blocks of 32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A way to keep weights. ``label``: for tables. ``options``: of each approximating pass, by its name."""
+
+    label: str
+    options: tuple[tuple[str, str], ...]
+
+    @property
+    def tables(self) -> bool:
+        """Whether it also rounds tables to 4 bits, which weights that nobody looks up have none of."""
+        return any("table=4" in text for _, text in self.options)
+
+    @property
+    def splits_tables(self) -> bool:
+        """Whether products read other bits than look-ups."""
+        return any("bits=4" in text and "table=8" in text for _, text in self.options)
+
+    @property
+    def kernel(self) -> str:
+        """The first word of the label: ``int4``, ``fp32``, or how it is pruned."""
+        return self.label.split()[0]
+
+
+def approximating(passes: Sequence[Pass]) -> list[Pass]:
+    """The passes that replace weights, in their order."""
+    return [step for step in passes if isinstance(step, Approximates)]
+
+
+def formats_of(passes: Sequence[Pass], precision: str) -> list[Format]:
+    """Every combination of what the approximating passes offer: none of them first, the finest.
+
+    Passes but quantize-weights are on, as they were set, or off.
+    """
+    offers = [_offers(step, precision) for step in approximating(passes)]
+    found = []
+    for chosen in product(*offers):
+        labels = [label for label, _, text in chosen if text != OFF]
+        options = tuple((name, text) for _, name, text in chosen)
+        found.append(Format(" + ".join(labels) or "fp32", options))
+    return found
+
+
+def _offers(step: Pass, precision: str) -> list[tuple[str, str, str]]:
+    """Label, pass and options of each of its choices."""
+    name = step.name
+    if name != "quantize-weights":
+        return [("", name, OFF), (_label(step), name, "")]
+    found = [("", name, OFF), ("int8 g32", name, "bits=8,output=8,table=8,block=32")]
+    if precision != "int4":
+        return found
+    for block in BLOCKS:
+        found.append((f"int4 g{block}", name, f"bits=4,output=4,table=8,block={block}"))
+        found.append((f"int4 g{block} table", name, f"bits=4,output=4,table=4,block={block}"))
+    return found
+
+
+def _label(step: Pass) -> str:
+    known = {key: getattr(step, key) for key in ("pattern", "sparsity", "rank") if hasattr(step, key)}
+    return " ".join(
+        [
+            step.name.split("-")[0],
+            *(f"{value:g}" if isinstance(value, float) else str(value) for value in known.values()),
+        ]
+    )
