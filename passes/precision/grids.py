@@ -13,10 +13,13 @@ from ...compiler.reference import Array
 SCHEMES = ("symmetric", "asymmetric", "offset")
 """Codes around zero; with an integer zero point per block; with a float offset per block, as GGUF's Q4_1."""
 
-RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+RATIOS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 """Shares of a block's range that codes of 4 bits are tried to span."""
 
 _TINY = np.float32(1e-12)
+
+_CACHED = 1 << 16
+"""Elements whose grids are looked for at a time, so that they stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,11 @@ class Grid:
     zero: Array
     offset: Array
 
+    @property
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """Scale, zero point and offset."""
+        return self.scale, self.zero, self.offset
+
     def codes(self, parts: Array, rounding: Rounding) -> Array:
         """The nearest codes of float32[blocks, columns], as float32."""
         low, high = rounding.span
@@ -81,8 +89,8 @@ class Grid:
 
     def where(self, choice: Array, other: Grid) -> Grid:
         """This one's blocks where ``choice``, else ``other``'s."""
-        mine, theirs = (self.scale, self.zero, self.offset), (other.scale, other.zero, other.offset)
-        return Grid(*(np.where(choice, a, b) for a, b in zip(mine, theirs, strict=True)))
+        both = zip(self.arrays, other.arrays, strict=True)
+        return Grid(*(np.where(choice, a, b) for a, b in both))
 
 
 def spanning(parts: Array, rounding: Rounding, ratio: float = 1.0) -> Grid:
@@ -106,22 +114,58 @@ def best_grid(parts: Array, importance: Array | None, rounding: Rounding) -> Gri
     Spans of several widths, each brought to least squares twice. Source: the scale search of llama.cpp's
     k-quants.
     """
-    weight = np.ones((1, parts.shape[1]), np.float32) if importance is None else importance
-    weight = weight + _TINY
+    step = max(1, _CACHED // parts.shape[1])
+    found = []
+    for start in range(0, len(parts), step):
+        some = parts[start : start + step]
+        weight = (
+            importance if importance is None or len(importance) == 1 else importance[start : start + step]
+        )
+        found.append(_best_grid(some, weight, rounding))
+    return Grid(*(np.concatenate(arrays) for arrays in zip(*(g.arrays for g in found), strict=True)))
+
+
+def _best_grid(parts: Array, importance: Array | None, rounding: Rounding) -> Grid:
     best, least = spanning(parts, rounding), np.full(len(parts), np.inf, np.float32)
-    for start in _starts(parts, rounding):
-        grid = start
-        for _ in range(2):
-            grid = _fitted(parts, grid.codes(parts, rounding), weight, grid, rounding)
-        for found in (start, grid):
-            change = found.values(found.codes(parts, rounding))
-            change -= parts
-            change *= change
-            change *= weight
-            error = change.sum(-1)
+    shape = 1, parts.shape[1]
+    weight = np.ones(shape, np.float32) if importance is None else importance + _TINY
+    known = _Known(parts, weight)
+    for grid in _starts(parts, rounding):
+        for fit in range(3):
+            sums = known.sums(grid.codes(parts, rounding))
+            error = known.error(sums, grid)
             better = error < least
-            best, least = found.where(better, best), np.where(better, error, least)
+            best, least = grid.where(better, best), np.where(better, error, least)
+            if fit < 2:
+                grid = _fitted(known, sums, grid, rounding)
     return best
+
+
+class _Known:
+    """Sums over each block's columns that do not depend on the codes; weights count ``weight`` times."""
+
+    __slots__ = ("mass", "parts", "power", "total", "weight")
+
+    def __init__(self, parts: Array, weight: Array) -> None:
+        self.parts, self.weight = parts, weight
+        scaled = parts * weight
+        self.mass = np.broadcast_to(weight.sum(-1), len(parts))
+        self.total = scaled.sum(-1)
+        self.power = np.einsum("ij,ij->i", scaled, parts)
+
+    def sums(self, codes: Array) -> tuple[Array, Array, Array]:
+        """Of the codes, their squares, and their products with the parts."""
+        scaled = codes * self.weight
+        squares = np.einsum("ij,ij->i", scaled, codes)
+        return scaled.sum(-1), squares, np.einsum("ij,ij->i", scaled, self.parts)
+
+    def error(self, sums: tuple[Array, Array, Array], grid: Grid) -> Array:
+        """Squared error of each block, of codes with these sums."""
+        codes, squares, products = sums
+        shift = grid.offset - grid.zero * grid.scale
+        found: Array = self.power + grid.scale * (grid.scale * squares - 2 * products)
+        found += shift * (2 * (grid.scale * codes - self.total) + shift * self.mass)
+        return found
 
 
 def _starts(parts: Array, rounding: Rounding) -> Iterator[Grid]:
@@ -134,28 +178,25 @@ def _starts(parts: Array, rounding: Rounding) -> Iterator[Grid]:
             yield Grid(scale, np.zeros_like(scale), np.zeros_like(scale))
 
 
-def _fitted(parts: Array, codes: Array, weight: Array, grid: Grid, rounding: Rounding) -> Grid:
+def _fitted(known: _Known, sums: tuple[Array, Array, Array], grid: Grid, rounding: Rounding) -> Grid:
     """The codes being what they are, scale and offset (or zero point) of least squares."""
-    total = np.broadcast_to(weight, parts.shape)
+    codes, squares, products = sums
     if rounding.scheme == "symmetric":
-        power = (total * codes * codes).sum(-1)
-        fitted = (total * codes * parts).sum(-1) / np.maximum(power, _TINY)
-        return replace(grid, scale=np.where(power > 0, scales(fitted), grid.scale))
-    mass = total.sum(-1)
-    mean, centre = (total * codes).sum(-1) / mass, (total * parts).sum(-1) / mass
-    moved = codes - mean[:, None]
-    power = (total * moved * moved).sum(-1)
-    slope = (total * moved * parts).sum(-1) / np.maximum(power, _TINY)
+        fitted = scales(products / np.maximum(squares, _TINY))
+        return replace(grid, scale=np.where(squares > 0, fitted, grid.scale))
+    mean = codes / known.mass
+    power = squares - mean * codes
+    slope = (products - mean * known.total) / np.maximum(power, _TINY)
     good = (power > _TINY) & (slope > 0)
     scale = np.where(good, scales(slope), grid.scale)
+    centre = known.total / known.mass
     if rounding.scheme == "offset":
         return Grid(scale, grid.zero, np.where(good, halves(centre - scale * mean), grid.offset))
     low, high = rounding.span
     zero = np.clip(np.rint(mean - centre / scale), low, high).astype(np.float32)
-    shifted = codes - zero[:, None]
-    power = (total * shifted * shifted).sum(-1)
-    slope = (total * shifted * parts).sum(-1) / np.maximum(power, _TINY)
-    good &= slope > 0
+    power = squares - zero * (2 * codes - zero * known.mass)
+    slope = (products - zero * known.total) / np.maximum(power, _TINY)
+    good &= (slope > 0) & (power > _TINY)
     return Grid(np.where(good, scales(slope), grid.scale), np.where(good, zero, grid.zero), grid.offset)
 
 
