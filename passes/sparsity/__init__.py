@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ..base import Pass
+from .channels import PruneChannels
+from .heads import PruneHeads
 
-SPARSITY: tuple[Pass, ...] = ()
+SPARSITY: tuple[Pass, ...] = (PruneHeads(), PruneChannels())
 """In order: structured removal first, since it makes the weights that are pruned smaller."""
 
-__all__ = ["SPARSITY"]
+__all__ = ["SPARSITY", "PruneChannels", "PruneHeads"]
