@@ -1,11 +1,22 @@
-"""Random tests are random at a desk, and the same every time in continuous integration."""
+"""Random tests are the same every time in continuous integration; C is compiled once for all workers."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+from support.quick_c import compiled_once
 
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with compiled_once(shared / "compiled"):
+        yield

@@ -21,6 +21,7 @@ from miaotui.compiler.dialect.linear import ACTIVATIONS
 from miaotui.compiler.options import Target
 from native.int_weights import INT8, MAKERS, UINT8, tensor
 from native.linear_cases import Array, Case, Kernels, contents
+from support.quick_c import quick
 
 TOLERANCE = 2e-5
 """Greatest error against the largest sum of absolute products; the reference rounds activations too."""
@@ -47,7 +48,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The kernels for every instruction set that this machine runs."""
     if request.param in NEEDS and not can_run(ISAS[NEEDS[request.param]]):
         pytest.skip(f"this CPU has no {request.param}")
-    return Kernels(tmp_path_factory.mktemp("linear"), ("-O2", *FLAGS[request.param], *CFLAGS))
+    return Kernels(tmp_path_factory.mktemp("linear"), (*quick(), *FLAGS[request.param], *CFLAGS))
 
 
 def a_case(name: str, count: int, rows: int, columns: int, seed: int = 0) -> Case:

@@ -19,6 +19,7 @@ from miaotui.compiler.errors import CompileError, OptionError, ToolError
 from miaotui.compiler.options import CPU_ARCHS, CompileOptions, Precision, Target
 from miaotui.runtime.native import NativeRunner
 from support import tiny_llama, toy_native
+from support.quick_c import quick
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "native_chat.c"
@@ -60,7 +61,7 @@ def test_every_instruction_set_gives_the_same_tokens(
     folder = llama(precision)
     expected = tiny_llama.clear_tokens(tiny_llama.model(folder, precision), precision)
     tiny_llama.emitted(tmp_path, Target("cpu", name), precision)
-    tiny_llama.compiled(tmp_path, ISAS[name], find_toolchain(), ("-O1", "-Werror"))
+    tiny_llama.compiled(tmp_path, ISAS[name], find_toolchain(), (*quick(), "-Werror"))
     model = tiny_llama.model(tmp_path, precision)
     alone = tiny_llama.tokens(model, precision, threads=1)
     assert alone[: len(expected)] == expected

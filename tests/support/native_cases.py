@@ -21,10 +21,11 @@ from miaotui.compiler.codegen.native.toolchain import Toolchain, find_toolchain
 from miaotui.compiler.codegen.native.views import contiguous
 from miaotui.compiler.errors import UnsupportedError
 from miaotui.compiler.ir.constants import constant_tensor
+from support.quick_c import quick
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
-FLAGS = ("-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-variable", "-Wno-unused-parameter")
+FLAGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-variable", "-Wno-unused-parameter")
 HEADERS = ("program.h", "elementwise.h", "norm.h", "rows.h", "lookup.h", "matmul.h", "rotate.h", "argmax.h")
 
 _HARNESS = """
@@ -188,7 +189,7 @@ class Library:
         text += _HARNESS % (", ".join(names), ", ".join(str(len(c.entry.steps)) for c in cases))
         source, library = folder / "cases.c", folder / "cases.so"
         source.write_text(text)
-        flags = [*FLAGS, *os.environ.get("MIAOTUI_TEST_CFLAGS", "").split()]
+        flags = [*quick(), *FLAGS, *os.environ.get("MIAOTUI_TEST_CFLAGS", "").split()]
         (tools or find_toolchain()).compile([source], library, flags)
         self._call = ctypes.CDLL(str(library)).run_case
         self._call.restype = ctypes.c_char_p
