@@ -64,7 +64,8 @@ def asked(options: CompileOptions) -> tuple[str, ...]:
         else:
             found.append(f"prune-weights{{pattern={pattern},sparsity={share}}}")
     if options.rank is not None:
-        found.append(f"factor-weights{{rank={options.rank}}}")
+        bits = {"int8": 8, "int4": 4}.get(options.precision, 32)
+        found.append(f"factor-weights{{rank={options.rank},bits={bits}}}")
     if options.cache != "auto" and options.backend == "native":
         found.append(f"native-cache{{dtype={options.cache}}}")
     return tuple(found)

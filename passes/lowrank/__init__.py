@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..base import Pass
+from .factor import FactorWeights
 
-LOWRANK: tuple[Pass, ...] = ()
+LOWRANK: tuple[Pass, ...] = (FactorWeights(),)
 
-__all__ = ["LOWRANK"]
+__all__ = ["LOWRANK", "FactorWeights"]
