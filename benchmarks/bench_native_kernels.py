@@ -102,8 +102,8 @@ class Layer(Protocol):
         ...
 
 
-def library(cases: Sequence[tuple[Layer, PackedWeight]], folder: Path) -> Any:
-    """The layers compiled, each specialised as in a model."""
+def library(cases: Sequence[tuple[Layer, PackedWeight]], folder: Path, target: Target | None = None) -> Any:
+    """The layers compiled for ``target``, by default this CPU, each specialised as in a model."""
     specs, calls, bytes_ = [], [], {"worker": [""], "shared": [""]}
     for index, (case, w) in enumerate(cases):
         part = f"{{{{{w.rows}, {w.format}, {w.group}}}}}"
@@ -124,7 +124,7 @@ def library(cases: Sequence[tuple[Layer, PackedWeight]], folder: Path) -> Any:
     text = Path(__file__).with_name("native_kernels.c").read_text(encoding="utf-8")
     source.write_text(text.replace("\nSPECS\n", "\n" + "\n".join(specs) + "\n"), encoding="utf-8")
     toolchain = find_toolchain()
-    toolchain.compile([source], output, toolchain.cpu(isa_of(Target("cpu"))))
+    toolchain.compile([source], output, toolchain.cpu(isa_of(target or Target("cpu"))))
     return ctypes.CDLL(str(output))
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from ..compiler.codegen.native.speed import kernel_speed
+from ..compiler.codegen.native.targets import isa_of
 from ..compiler.codegen.onnxruntime.placement import fallbacks
 from ..compiler.errors import PlacementError, Problem
 from ..compiler.ir.quantized import blocked_weight
@@ -14,9 +19,20 @@ from .workbench import BACKENDS, Built
 
 
 def context_of(options: CompileOptions) -> PassContext:
-    """What passes may ask: the target, and whether the backend has a kernel."""
+    """What passes may ask: the target, whether the backend has a kernel, and how fast sparse ones are."""
     backend = BACKENDS[backend_of(options)]
-    return PassContext(options.target, lambda node: backend.supports(node, options.target))
+    return PassContext(
+        options.target,
+        lambda node: backend.supports(node, options.target),
+        speed=speed_of(options),
+    )
+
+
+def speed_of(options: CompileOptions) -> Callable[[str, int, int, float], float]:
+    """``PassContext.speed``: of native kernels as measured; ONNX Runtime skips zeros nowhere, so 1.0."""
+    if options.backend != "native":
+        return lambda pattern, rows, columns, density: 1.0
+    return partial(kernel_speed, isa=isa_of(options.target))
 
 
 def backend_of(options: CompileOptions) -> str:
@@ -43,7 +59,12 @@ def _refuse_or_note(problems: list[Problem], options: CompileOptions, journal: J
 
 
 def precision_of(program: Program, options: CompileOptions) -> str:
-    """The precision that results are judged by: ``int8`` if the source's weights are quantized already."""
+    """The precision that results are judged by: ``int8`` if the source's weights are quantized already.
+
+    ``int4``, the widest tolerance, if weights are pruned or factored: more takes a budget.
+    """
+    if options.sparsity is not None or options.rank is not None:
+        return "int4"
     if options.precision != "fp32":
         return options.precision
     blocked = (blocked_weight(n.outputs[0]) for n in program.main.graph if n.op_type == "DequantizeLinear")

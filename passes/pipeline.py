@@ -62,7 +62,8 @@ def asked(options: CompileOptions) -> tuple[str, ...]:
         if pattern in ("heads", "channels"):
             found.append(f"prune-{pattern}{{share={share}}}")
         else:
-            found.append(f"prune-weights{{pattern={pattern},sparsity={share}}}")
+            kind = f"pattern={pattern},sparsity={share},precision={options.precision}"
+            found.append(f"prune-weights{{{kind}}}")
     if options.rank is not None:
         bits = {"int8": 8, "int4": 4}.get(options.precision, 32)
         found.append(f"factor-weights{{rank={options.rank},bits={bits}}}")

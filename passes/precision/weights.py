@@ -17,6 +17,7 @@ from ...compiler.program import Program
 from ..approximation import Approximation
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline
 from ..moments import Moment, Moments, joined
+from ..sparsity.gains import stays_sparse
 from ..weight_uses import Reader, WeightUses, weight_uses
 from .blocks import Rounded, rounded_weight
 from .grids import SCHEMES, Rounding
@@ -88,6 +89,8 @@ class QuantizeWeights(Pass):
                     if chosen is None:
                         decline("the budget keeps it")
                     plans = chosen._plans(name, uses, tensor, context.moments)
+                    if not uses.look_ups and (sparse := chosen._stays_sparse(tensor, uses, context)):
+                        decline(sparse)
                 except NoMatch as left:
                     if left.reason:
                         declined.append(Note(name, left.reason))
@@ -112,10 +115,16 @@ class QuantizeWeights(Pass):
             plans = self._plans(name, uses, tensor, context.moments)
         except NoMatch:
             return None
+        if not uses.look_ups and self._stays_sparse(tensor, uses, context):
+            return None
         found = [plan.rounded(tensor, uses.turned).weight for plan in plans]
         sizes = [_nbytes(weight) for weight in found]
         array = found[-1].numpy()
         return Approximation(array.T if uses.turned else array, sum(sizes), sizes[-1] if uses.products else 0)
+
+    def _stays_sparse(self, tensor: ir.TensorProtocol, uses: WeightUses, context: PassContext) -> str:
+        bits = self.output if uses.head else self.bits
+        return stays_sparse(tensor, uses.turned, bits, context)
 
     def _plans(
         self, name: str, uses: WeightUses, tensor: ir.TensorProtocol, moments: Moments | None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..base import Pass
 from .channels import PruneChannels
 from .heads import PruneHeads
+from .prune import PruneWeights
 
-SPARSITY: tuple[Pass, ...] = (PruneHeads(), PruneChannels())
+SPARSITY: tuple[Pass, ...] = (PruneHeads(), PruneChannels(), PruneWeights())
 """In order: structured removal first, since it makes the weights that are pruned smaller."""
 
-__all__ = ["SPARSITY", "PruneChannels", "PruneHeads"]
+__all__ = ["SPARSITY", "PruneChannels", "PruneHeads", "PruneWeights"]

@@ -70,7 +70,8 @@ class LowerCuda(Step):
 @pytest.fixture(autouse=True)
 def rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, passes in (
-        ("CLEANUP", (Clean(),)), ("RAISING", (Raise(),)), ("INCREMENTAL", (Derive(),)),
+        ("CLEANUP", (Clean(),)), ("RAISING", (Raise(),)), ("SPARSITY", ()), ("LOWRANK", ()),
+        ("INCREMENTAL", (Derive(),)),
         ("FUSION", (Fuse(),)), ("PRECISION", (Half(),)), ("WEIGHTS", {"int8": (Weights(),)}),
         ("LOWERING", {"cpu": (Lower(), Legalize()), "cuda": (LowerCuda(),)}),
     ):  # fmt: skip

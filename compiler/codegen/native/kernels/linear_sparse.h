@@ -27,6 +27,10 @@ INLINE sparse_weight sparse_parts(const unsigned char *weight, int columns, int6
                            indices + line_bytes(starts[lists] * sizeof(uint16_t))};
 }
 
+/* Blocks of a line each that are fetched ahead of more than FEW_ROWS rows: one tile at a time is read then, and
+ * the CPU's own prefetching begins anew at every page. Tiles side by side overlap without. */
+enum { AHEAD = 24 };
+
 /* Sums as of a float_block; lists: the starts of the first tile's blocks, those of the next tile `step`
  * further. */
 typedef void (*sparse_block)(const sparse_weight *w, const uint32_t *lists, int64_t step, const float *x,
@@ -47,6 +51,8 @@ INLINE void multiply_sparse(const int rows, const int tiles, const sparse_weight
         const uint32_t at = block;                                                                           \
         const unsigned char *v = w->values + at * (int64_t)(TILE * sizeof(float));                           \
         const float *column = x + w->columns[at];                                                            \
+        if (rows > FEW_ROWS)                                                                                 \
+            __builtin_prefetch(v + AHEAD * 64);                                                              \
         EACH_ROW                                                                                             \
         {                                                                                                    \
             EACH_PIECE a[(t * PIECES + i) * rows + r] +=                                                     \
