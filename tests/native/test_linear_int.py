@@ -149,9 +149,12 @@ def test_epilogues(kernels: Kernels, gated: bool, activation: str, count: int) -
     np.testing.assert_array_equal(kernels(case, 3), y)
 
 
-def test_gate_and_up_of_different_widths_share_a_format(kernels: Kernels) -> None:
+@pytest.mark.parametrize(
+    "names", [("q4_k", "q6_k"), ("q4_0", "q4_1"), ("q4_1", "uint4_zero"), ("uint8_zero_64", "q4_1")]
+)
+def test_gate_and_up_of_different_formats_share_one(kernels: Kernels, names: tuple[str, str]) -> None:
     random = np.random.default_rng(5)
-    pair = [MAKERS["q4_k"][0](random, 24, 256), MAKERS["q6_k"][0](random, 24, 256)]
+    pair = [MAKERS[name][0](random, 24, 256) for name in names]
     packed = pack_gated(*pair)
     x = random.standard_normal((5, 256)).astype(np.float32)
     case = Case(x, [w.numpy().astype(np.float64) for w in pair], [packed], gated=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from miaotui.passes.precision.blocks import rounded_weight
 from miaotui.passes.precision.gptq import Hessian, gptq
 from miaotui.passes.precision.grids import SCHEMES, Grid, Rounding, best_grid, spanning
 from miaotui.passes.precision.weights import QuantizeWeights
+from support import native_programs
 from support.rewriting import assert_same, ort_run, reasons, run_pass
 
 RNG = np.random.default_rng(8)
@@ -212,3 +214,31 @@ def test_a_block_gives_way_to_the_columns() -> None:
     moments = {"h": moment_of(x)}
     result = run_pass(QuantizeWeights(bits=4, least=1), layer(80), PassContext(moments=moments))
     assert told(result).count("blocks of 16") == 2
+
+
+@pytest.mark.slow
+def test_onnxruntime_and_native_code_agree(tmp_path: Path) -> None:
+    """Every scheme, in blocks of several sizes, with the codes and scales that gptq has found."""
+    x = correlated(rows=40)
+    plan = {
+        f"{scheme} {bits} {block}": f"scheme={scheme},bits={bits},block={block}"
+        for scheme in SCHEMES
+        for bits, block in ((4, 16), (4, 64), (8, 32))
+    }
+    b = Builder()
+    h = b.input("x", ("rows", 64))
+    for index, name in enumerate(plan):
+        w = b.weight(name, weight(16))
+        b.output(b.op("Relu", b.op("Gemm", h, w, transB=1)), f"y{index}")
+    program = b.program()
+    context = PassContext(moments={"x": moment_of(x)}, plan={"quantize-weights": plan})
+    result = run_pass(QuantizeWeights(least=1, method="gptq"), program, context)
+    assert result.changed == len(plan) == told(result).count("gptq")
+    wanted = evaluate(program.main, {"x": x})
+    other = program.clone()
+    run_pass(UseBlockKernels(accuracy=1), other)
+    assert_same(wanted, ort_run(other, {"x": x}), 1e-5)
+    native = native_programs.lowered(program)
+    native_programs.build(native, tmp_path)
+    errors = native_programs.errors(native, tmp_path, "main", {"x": x})
+    assert max(errors.values()) < 0.02, errors  # activations of 8 bits

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ....ir.constants import constant_tensor
 from ....ir.quantized import BlockedWeight, blocked_weight
 from ....reference import Array
-from .int_codes import Codes, common_codes
+from .int_codes import Codes, common_codes, least_code
 from .int_format import BLOCK, IntFormat, interleaved
 from .int_scales import Scales, common_scales
 from .packed import TILE, PackedWeight
@@ -53,6 +53,16 @@ class IntWeight:
         scale, zero_point, offset = parts
         assert scale is not None
         return IntWeight(self.data, scale, zero_point, offset, group)
+
+    def with_offset(self) -> IntWeight:
+        """The same with an offset instead of zero points, its codes counted from the least."""
+        if self.offset is not None:
+            return self
+        least = least_code(self.data)
+        zero = 0 if self.zero_point is None else self.zero_point.astype(np.float32)
+        offset = (least - zero) * self.scale.astype(np.float32)
+        counted = np.full(self.scale.shape, least, np.int16)
+        return IntWeight(self.data, self.scale, counted, offset, self.group)
 
 
 def int_weight(value: ir.Value) -> IntWeight | None:
@@ -121,6 +131,8 @@ def pack_weights(weights: Sequence[IntWeight]) -> PackedWeight:
     """Weights of one shape in one format, their tiles interleaved; none of their numbers is rounded."""
     group = math.gcd(*(w.group for w in weights))
     weights = [w.regrouped(group) for w in weights]
+    if any(w.offset is not None for w in weights):  # what one has, all have: offsets hold zero points too
+        weights = [w.with_offset() for w in weights]
     rows, columns = weights[0].shape
     codes = common_codes([(w.data, w.zero_point) for w in weights], group or columns)
     zeros = [_zeros(w, c) for w, c in zip(weights, codes, strict=True)]

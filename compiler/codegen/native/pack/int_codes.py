@@ -47,6 +47,11 @@ def common_codes(weights: Sequence[tuple[ir.TensorProtocol, Array | None]], grou
     return [Codes(*best, choice[best]) for choice in choices]
 
 
+def least_code(data: ir.TensorProtocol) -> int:
+    """The least number of the data: of the dtype's with 4 bits."""
+    return _range(data)[0]
+
+
 def _choices(data: ir.TensorProtocol, zero: Array | None) -> dict[tuple[int, bool, bool], int]:
     """(bits, biased, zeroed) → low."""
     low, high = _range(data)
