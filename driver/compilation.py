@@ -24,6 +24,7 @@ from .candidates import candidates
 from .choice import Attempt, Choice, moved
 from .context import check_placement, context_of
 from .finish import finish
+from .histograms import Histograms
 from .lower import Lowered, Recipe
 from .opening import open_folder
 from .progress import Journal, Progress, Silent
@@ -106,7 +107,8 @@ def _measured(
     with journal.stage("calibrate"):
         if options.narrows:
             return {"ranges": measured_ranges(program, samples.inputs)}
-        return {"moments": measured_moments(program, samples.inputs)}
+        moments = measured_moments(program, samples.inputs)
+        return {"moments": moments, "histograms": Histograms(samples.inputs)}
 
 
 def _lowered(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..compiler.codegen.native.speed import kernel_speed
-from ..compiler.codegen.native.targets import isa_of
+from ..compiler.codegen.native.targets import features, isa_of
 from ..compiler.codegen.onnxruntime.placement import fallbacks
 from ..compiler.errors import PlacementError, Problem
 from ..compiler.ir.quantized import blocked_weight
@@ -17,6 +17,9 @@ from ..runtime.placement import left_to_cpu_by
 from .progress import Journal
 from .workbench import BACKENDS, Built
 
+SUMS_BYTES = frozenset({"AVX512-VNNI", "AVX-VNNI", "DOTPROD"})
+"""Features that multiply bytes and add up in 32 bits. ONNX Runtime's other x86 kernels add pairs in 16."""
+
 
 def context_of(options: CompileOptions) -> PassContext:
     """What passes may ask: the target, whether the backend has a kernel, and how fast sparse ones are."""
@@ -25,6 +28,7 @@ def context_of(options: CompileOptions) -> PassContext:
         options.target,
         lambda node: backend.supports(node, options.target),
         speed=speed_of(options),
+        sums_bytes=bool(features() & SUMS_BYTES),
     )
 
 

@@ -15,6 +15,7 @@ from ..compiler.ir.provenance import add_passes
 from ..compiler.ir.rewrite import Rewriter
 from ..compiler.options import Target
 from ..compiler.program import Program
+from .histograms import Histogram
 from .moments import Moments
 
 Plan: TypeAlias = Mapping[str, Mapping[str, str]]
@@ -61,7 +62,9 @@ class PassContext:
     under a budget: by pass and name of the weight (as imported) the options that the pass takes there, in the
     spelling of ``with_options``; ``off`` leaves the weight alone. ``speed(pattern, rows, columns, density)``:
     how many times as fast as its dense one the backend's kernel for a sparse weight [rows, columns] is,
-    1.0 where it has none; ``density``: share of elements that is kept.
+    1.0 where it has none; ``density``: share of elements that is kept. ``histograms(program,
+    names)``: of activations of the program as it is when a pass asks, by name. ``sums_bytes``: whether the
+    target adds products of 8-bit integers up in 32 bits; without VNNI or the like pairs saturate in 16.
     """
 
     target: Target = field(default_factory=Target)
@@ -70,6 +73,8 @@ class PassContext:
     moments: Moments | None = None
     plan: Plan = field(default_factory=dict)
     speed: Callable[[str, int, int, float], float] = lambda pattern, rows, columns, density: 1.0
+    histograms: Callable[[Program, Sequence[str]], Mapping[str, Histogram]] | None = None
+    sums_bytes: bool = True
 
     def chosen(self, step: PassT, weight: str) -> PassT | None:
         """``step`` with the options that the plan has for ``weight``; None if it is to be left alone.

@@ -14,7 +14,7 @@ from .incremental import INCREMENTAL
 from .lowering.native import LOWER_NATIVE, NATIVE_FP16
 from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
 from .lowrank import LOWRANK
-from .precision import PRECISION, WEIGHTS
+from .precision import INTEGERS, PRECISION, WEIGHTS
 from .raising import RAISING
 from .sparsity import SPARSITY
 
@@ -39,13 +39,15 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
     """The order, and what is on at the optimization level and precision that were asked for."""
     level, native = options.opt, options.backend == "native"
     lowering = LOWERING.get(options.backend, LOWERING[options.target.device])
+    blocks = native or options.precision == "int4"
+    weights = WEIGHTS.get(options.precision, WEIGHTS["int8"]) if blocks else INTEGERS
     return (
         Stage(CLEANUP, on=level >= 1),
         Stage(RAISING, on=level >= 2),
         Stage(CLEANUP, on=level >= 2),
         Stage(SPARSITY, on=False),
         Stage(LOWRANK, on=False),
-        Stage(WEIGHTS.get(options.precision, WEIGHTS["int8"]), on=options.precision in WEIGHTS),
+        Stage(weights, on=options.precision in WEIGHTS),
         Stage(INCREMENTAL, on=level >= 1),
         Stage(FUSION, on=level >= 2),
         Stage(PRECISION, on=options.narrows and not native),
@@ -92,7 +94,7 @@ def pipeline(options: CompileOptions) -> list[Pass]:
 
 def all_passes() -> dict[str, Pass]:
     """Every pass by name, with default options, in pipeline order."""
-    weights = (SPARSITY, LOWRANK, *WEIGHTS.values())
+    weights = (SPARSITY, LOWRANK, INTEGERS, *WEIGHTS.values())
     rooms = (CLEANUP, RAISING, *weights, INCREMENTAL, FUSION, PRECISION, *LOWERING.values())
     found: dict[str, Pass] = {}
     for step in (step for room in rooms for step in room):

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from . import attention, cache, conv, fused_attention, gather, gelu, gqa, linear, matmul, norm, rotary
+from . import (
+    attention,
+    cache,
+    conv,
+    fused_attention,
+    gather,
+    gelu,
+    gqa,
+    integer,
+    linear,
+    matmul,
+    norm,
+    rotary,
+)
 from .base import MIAOTUI, MICROSOFT, Inferred, OpSchema, Parameter
 
 _ALL = (
@@ -13,6 +26,7 @@ _ALL = (
     *gather.SCHEMAS,
     *gelu.SCHEMAS,
     *gqa.SCHEMAS,
+    *integer.SCHEMAS,
     *linear.SCHEMAS,
     *matmul.SCHEMAS,
     *norm.SCHEMAS,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ..base import Pass
+from ..fusion.conv import FuseConvScale
+from .activations import QuantizeActivations
 from .fp16 import ConvertFp16
 from .smoothing import SmoothActivations
 from .weights import QuantizeWeights
@@ -16,4 +18,21 @@ WEIGHTS: dict[str, tuple[Pass, ...]] = {
 }
 """By precision: weights in blocks of few bits, which their kernels multiply with 8-bit activations."""
 
-__all__ = ["PRECISION", "WEIGHTS", "ConvertFp16", "QuantizeWeights", "SmoothActivations"]
+INTEGERS: tuple[Pass, ...] = (
+    SmoothActivations(),
+    FuseConvScale(),
+    QuantizeActivations(),
+    QuantizeWeights(bits=8),
+)
+"""For int8 under ONNX Runtime, whose products of 8-bit integers are 3.5 times as fast as those of float32,
+and those of blocked weights 1.3 times. What they don't take is rounded in blocks."""
+
+__all__ = [
+    "INTEGERS",
+    "PRECISION",
+    "WEIGHTS",
+    "ConvertFp16",
+    "QuantizeActivations",
+    "QuantizeWeights",
+    "SmoothActivations",
+]

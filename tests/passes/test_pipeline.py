@@ -73,6 +73,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("CLEANUP", (Clean(),)), ("RAISING", (Raise(),)), ("SPARSITY", ()), ("LOWRANK", ()),
         ("INCREMENTAL", (Derive(),)),
         ("FUSION", (Fuse(),)), ("PRECISION", (Half(),)), ("WEIGHTS", {"int8": (Weights(),)}),
+        ("INTEGERS", (Weights(),)),
         ("LOWERING", {"cpu": (Lower(), Legalize()), "cuda": (LowerCuda(),)}),
     ):  # fmt: skip
         monkeypatch.setattr(pipelines, name, passes)

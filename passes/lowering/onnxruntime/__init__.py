@@ -8,6 +8,7 @@ from .blocked import UseBlockKernels
 from .cached_attention import ExpandCachedAttention
 from .causal import BuiltInMask
 from .gqa import UseGroupQueryAttention
+from .integers import UseIntegerKernels
 from .join import JoinBlocked
 from .linear import LinearToGemm
 from .residual import KeepLayerNorm
@@ -18,6 +19,7 @@ from .transposed import ReadTransposed
 LOWER_CPU: tuple[Pass, ...] = (
     JoinBlocked(),
     UseBlockKernels(),
+    UseIntegerKernels(),
     UseGroupQueryAttention(),
     ExpandCachedAttention(),
     BuiltInMask(),
@@ -60,4 +62,5 @@ __all__ = [
     "ReadTransposed",
     "UseBlockKernels",
     "UseGroupQueryAttention",
+    "UseIntegerKernels",
 ]
