@@ -41,8 +41,9 @@ class QuantizeActivations(Pass):
     ``range``: of static scales, ``minmax``, ``percentile`` or ``entropy``. ``percentile``: share of values
     that is not clipped. ``bits``: of weights; 0 is 8, or 7 on CPUs whose products of 8 bits would saturate.
     ``method``: how weights of linear layers are rounded, as in quantize-weights. Where activations were
-    measured, channels are evened out by factors that the weights take back. ``keep``: parts of
-    names of weights that are left alone. ``least``: elements from which on a weight is worth it. A language model's weights are left to blocks, which are as fast for one token and more exact.
+    measured, channels are evened out by factors that the weights take back. ``keep``: parts of names of
+    weights that are left alone. ``least``: elements from which on a weight is worth it. A language model's
+    weights are left to blocks, which are as fast for one token and more exact.
     """
 
     name: ClassVar[str] = "quantize-activations"
