@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from miaotui.frontends.load import load
 from miaotui.passes.base import Pass, PassContext, parse_pass_spec
 from miaotui.passes.cleanup import CLEANUP
 from miaotui.passes.logits import is_logits
-from miaotui.passes.moments import Moments
+from miaotui.passes.moments import Moment, Moments
 from miaotui.passes.observers import run_pipeline
 from miaotui.passes.pipeline import all_passes
 from miaotui.passes.raising import RAISING
@@ -135,35 +136,61 @@ def session(program: Program, taps: Sequence[str] = (), threads: int | None = No
             yield runner
 
 
-def source_of(work: Path, program: Program, threads: int | None) -> Source:
+class Imported:
+    """The source as passes see it when they round weights; imported once, if it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def program(self) -> Program:
+        program = load(self.folder, CompileOptions()).program
+        program.entries = {"main": program.main}
+        run_pipeline(program, [*CLEANUP, *RAISING, *CLEANUP], PassContext())
+        return program
+
+
+def source_of(work: Path, imported: Imported, threads: int | None) -> Source:
     """The evaluation text and the source's last hidden states on it, kept in ``work``."""
-    text = documentation()[1]
-    ids = windows(text, work / "smollm2" / "tokenizer.json", COUNT)
-    node = next(n for n in program.main.graph if n.op_type == "MatMul" and is_logits(n.outputs[0]))
-    hidden, weight = node.inputs[:2]
-    assert hidden is not None and weight is not None
-    turned = weight.producer()
-    stored = weight if turned is None else turned.inputs[0]
-    assert stored is not None and stored.const_value is not None
-    head = stored.const_value.numpy()
-    head = head.T if turned is None else head
-    file = work / "hidden.npy"
+    ids = windows(documentation()[1], work / "smollm2" / "tokenizer.json", COUNT)
+    file = work / "source.npz"
     if not file.is_file():
         print("source", file=sys.stderr)
-        with session(program, [str(hidden.name)], threads) as runner:
+        graph = imported.program.main.graph
+        node = next(n for n in graph if n.op_type == "MatMul" and is_logits(n.outputs[0]))
+        hidden, weight = node.inputs[:2]
+        assert hidden is not None and weight is not None
+        turn = weight.producer()
+        stored = weight if turn is None else turn.inputs[0]
+        assert stored is not None and stored.const_value is not None
+        head = stored.const_value.numpy()
+        with session(imported.program, [str(hidden.name)], threads) as runner:
             states = [runner.run({"input_ids": row[None]})[str(hidden.name)][0] for row in ids]
-        np.save(file, np.stack(states))
-    return Source(ids, np.load(file), head)
+        np.savez(file, ids=ids, hidden=np.stack(states), head=head.T if turn is None else head)
+    found = np.load(file)
+    if not np.array_equal(found["ids"], ids):
+        raise SystemExit(f"{work} is of another text: remove it")
+    return Source(ids, found["hidden"], found["head"])
 
 
-def calibrated(work: Path, program: Program) -> dict[str, Moments]:
-    """Second moments by text: the half of the documentation that is not evaluated on, and the sample text."""
-    file = work / "calibration.txt"
-    file.write_text(documentation()[0], encoding="utf-8")
-    return {
-        "documentation": measured_moments(program, samples_of(program, str(file)).inputs),
-        "sample": measured_moments(program, samples_of(program, None).inputs),
-    }
+def calibrated(work: Path, program: Program, text: str) -> Moments:
+    """Second moments of activations, kept in ``work``.
+
+    ``text``: ``documentation``, the half that is not evaluated on; ``sample``, what the compiler carries.
+    """
+    calibration = work / "calibration.txt"
+    calibration.write_text(documentation()[0], encoding="utf-8")
+    file = work / f"moments-{text}.npz"
+    if not file.is_file():
+        print(f"calibrate on the {text}", file=sys.stderr)
+        samples = samples_of(program, str(calibration) if text == "documentation" else None)
+        measured = measured_moments(program, samples.inputs)
+        rows = np.array([moment.rows for moment in measured.values()])
+        arrays: dict[str, Any] = {name: moment.matrix for name, moment in measured.items()}
+        np.savez(file, rows=rows, **arrays)
+    held = np.load(file)
+    names = [name for name in held.files if name != "rows"]
+    return {n: Moment(held[n], int(r)) for n, r in zip(names, held["rows"], strict=True)}
 
 
 def float32_gguf(work: Path, source: Path) -> Path:
@@ -270,7 +297,7 @@ def main() -> None:
         "--work", type=Path, default=Path("/tmp/miaotui-bench-quantization"), help="kept between runs"
     )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} windows of {COUNT}")
-    parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--only", default="", help="names that contain one of these, with commas")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--confirm", default="int4 32 AWQ + GPTQ", help="the case to compile to native code")
     options = parser.parse_args()
@@ -282,18 +309,16 @@ def main() -> None:
     ]
     scores = Scores(work / "scores.json")
     folder = hugging_face_folder(work / "smollm2")
-    program = load(folder, CompileOptions()).program
-    program.entries = {"main": program.main}
-    run_pipeline(program, [*CLEANUP, *RAISING, *CLEANUP], PassContext())
-    source = source_of(work, program, threads)
-    moments = calibrated(work, program)
+    imported = Imported(folder)
+    source = source_of(work, imported, threads)
 
     def wanted(name: str) -> bool:
-        return options.only in name and bool(scores.missing(name, chosen))
+        return any(part in name for part in options.only.split(",")) and bool(scores.missing(name, chosen))
 
     for case in (c for c in CASES if wanted(c.name)):
         print(case.name, file=sys.stderr)
-        made, facts = rounded(program, case.passes, moments[case.calibration])
+        moments = calibrated(work, imported.program, case.calibration)
+        made, facts = rounded(imported.program, case.passes, moments)
         scores.keep(case.name, facts)
         with session(made, threads=threads) as runner:
             scores.measure(case.name, _first(runner), source, chosen)
