@@ -22,7 +22,7 @@ _CHUNK = 1 << 21
 class Rounded:
     """A weight and its rounding. ``moment``: asked for when needed, of the activations it is multiplied with.
 
-    Held once known: the grids, and codes that GPTQ has found, packed.
+    Held once known: scales with offsets or zero points, and codes that GPTQ has found, packed.
     """
 
     __slots__ = ("__weakref__", "_codes", "_grid", "_moment", "rounding", "tensor", "turned", "weight")
@@ -35,7 +35,7 @@ class Rounded:
         moment: Callable[[], Moment] | None = None,
     ) -> None:
         self.tensor, self.turned, self.rounding, self._moment = tensor, turned, rounding, moment
-        self._grid: Grid | None = None
+        self._grid: tuple[Array, Array | None] | None = None
         self._codes: Array | None = None
         rows, columns = tensor.shape.numpy()[:: -1 if turned else 1]
         blocks = rows, columns // rounding.block
@@ -62,7 +62,11 @@ class Rounded:
         if self._grid is None:
             self._data()
         assert self._grid is not None
-        return self._grid
+        scale, other = self._grid
+        none = np.broadcast_to(np.float32(0), scale.shape)
+        if self.rounding.scheme == "offset":
+            return Grid(scale, none, none if other is None else other)
+        return Grid(scale, none if other is None else other.astype(np.float32), none)
 
     def error(self) -> float | None:
         """Mean squared error of the outputs as a share of their mean square; None if nothing was measured.
@@ -97,28 +101,28 @@ class Rounded:
         if self._codes is not None:
             return _unpacked(self._codes, signed, self.rounding.bits).reshape(-1, size)
         codes = np.empty((rows * columns // size, size), np.int8 if signed else np.uint8)
-        solve = self._solver()
+        known = None if self._grid is None else self.grid()
+        solve = self._solver() if known is None else None
         found, at = [], 0
         for part in self._rows():
             blocks = part.reshape(-1, size)
-            if solve is not None and self._grid is None:
+            if solve is not None:
                 code, grid = solve(part)
                 found.append(grid)
-            else:
-                grid = _part(self._grid, at, len(blocks))
-                code = grid.codes(blocks, self.rounding)
+            elif known is not None:
+                code = _part(known, at, len(blocks)).codes(blocks, self.rounding)
             codes[at : at + len(blocks)] = code.reshape(-1, size)
             at += len(blocks)
         if found:
-            self._grid = Grid(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, found), strict=True)))
+            scale, zero, offset = (np.concatenate(a) for a in zip(*(g.arrays for g in found), strict=True))
+            other = {"symmetric": None, "asymmetric": zero.astype(np.uint8), "offset": offset}
+            self._grid = scale, other[self.rounding.scheme]
         if self.rounding.method == "gptq":
             self._codes = _packed(codes) if self.rounding.bits == 4 else codes
         return codes
 
-    def _solver(self) -> Callable[[Array], tuple[Array, Grid]] | None:
-        """What finds codes and grids of rows float32[rows, columns]; None if they are known."""
-        if self._grid is not None:
-            return None
+    def _solver(self) -> Callable[[Array], tuple[Array, Grid]]:
+        """What finds codes and grids of rows float32[rows, columns]."""
         rounding = self.rounding
         moment = None if self._moment is None else self._moment()
         if rounding.method == "gptq" and moment is not None:
@@ -145,13 +149,8 @@ class Rounded:
             yield np.ascontiguousarray(array[start : start + step], np.float32)
 
 
-def _arrays(grid: Grid) -> tuple[Array, Array, Array]:
-    return grid.scale, grid.zero, grid.offset
-
-
-def _part(grid: Grid | None, start: int, count: int) -> Grid:
-    assert grid is not None
-    return Grid(*(array[start : start + count] for array in _arrays(grid)))
+def _part(grid: Grid, start: int, count: int) -> Grid:
+    return Grid(*(array[start : start + count] for array in grid.arrays))
 
 
 def _packed(codes: Array) -> Array:
