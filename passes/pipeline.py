@@ -11,10 +11,10 @@ from .base import Pass, Pipeline, parse_pass_spec
 from .cleanup import CLEANUP
 from .fusion import FUSION
 from .incremental import INCREMENTAL
-from .lowering.native import LOWER_NATIVE, NATIVE_FP16
+from .lowering.native import LOWER_NATIVE, NATIVE_BF16, NATIVE_FP16
 from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
 from .lowrank import LOWRANK
-from .precision import INTEGERS, PRECISION, WEIGHTS
+from .precision import BF16, INTEGERS, PRECISION, STORED, WEIGHTS
 from .raising import RAISING
 from .sparsity import SPARSITY
 
@@ -41,6 +41,10 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
     lowering = LOWERING.get(options.backend, LOWERING[options.target.device])
     blocks = native or options.precision == "int4"
     weights = WEIGHTS.get(options.precision, WEIGHTS["int8"]) if blocks else INTEGERS
+    bf16 = options.precision == "bf16"
+    narrow = STORED.get(options.precision, STORED["fp16"])
+    if native:
+        narrow = NATIVE_BF16 if bf16 else NATIVE_FP16
     return (
         Stage(CLEANUP, on=level >= 1),
         Stage(RAISING, on=level >= 2),
@@ -50,9 +54,9 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
         Stage(weights, on=options.precision in WEIGHTS),
         Stage(INCREMENTAL, on=level >= 1),
         Stage(FUSION, on=level >= 2),
-        Stage(PRECISION, on=options.narrows and not native),
+        Stage(BF16 if bf16 else PRECISION, on=options.narrows and options.target.device == "cuda"),
         Stage(lowering, on=level >= 2, required=True),
-        Stage(NATIVE_FP16, on=options.narrows and native),
+        Stage(narrow, on=options.narrows and options.target.device == "cpu"),
         Stage(CLEANUP, on=level >= 2),
     )
 
@@ -95,7 +99,8 @@ def pipeline(options: CompileOptions) -> list[Pass]:
 def all_passes() -> dict[str, Pass]:
     """Every pass by name, with default options, in pipeline order."""
     weights = (SPARSITY, LOWRANK, INTEGERS, *WEIGHTS.values())
-    rooms = (CLEANUP, RAISING, *weights, INCREMENTAL, FUSION, PRECISION, *LOWERING.values())
+    halves = (PRECISION, BF16, *LOWERING.values(), *STORED.values())
+    rooms = (CLEANUP, RAISING, *weights, INCREMENTAL, FUSION, *halves)
     found: dict[str, Pass] = {}
     for step in (step for room in rooms for step in room):
         found.setdefault(step.name, step)

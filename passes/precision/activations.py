@@ -21,7 +21,7 @@ from ..weight_uses import WeightUses, weight_uses
 from .blocks import rounded_weight
 from .grids import Rounding
 from .integer_conv import ConvWork, to_measure
-from .integer_linear import FLOAT, Emitter, readers_reason
+from .integer_linear import FLOAT, MIDDLE, Emitter, readers_reason, zero_point
 from .row_factors import row_factors
 from .weights import METHODS
 
@@ -204,8 +204,9 @@ def row_factors_of(layers: Sequence[Layer], moments: Moments | None) -> dict[str
     found = {}
     for name, group in groups.items():
         several = any(len(layer.reads) > 1 or layer.form == "static" for layer in group)
-        if several or moments is None or name not in moments:
-            continue
+        x = group[0].uses.multiplied[0].inputs[0]
+        if several or moments is None or name not in moments or x is None or zero_point(x) != MIDDLE:
+            continue  # behind an activation function a few rows are large, and speak for no other
         channels = moments[name].channels
         if channels.shape != (group[0].columns,):
             continue

@@ -1,4 +1,4 @@
-"""float16 where it holds: weights and activations halved, float32 kept where range or a kernel demands it."""
+"""16 bits where they hold: weights and activations halved, float32 kept where range or kernels demand it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ...compiler.ir.constants import constant_tensor
 from ...compiler.ir.provenance import merge_sources
 from ...compiler.program import OPSET, Program
 from ..base import Note, Pass, PassContext, PassResult
-from .half import GREATEST, MASK, half
+from .half import BF16, FP16, Format, half
 from .keep import Plan, Planner, bounded
 
-FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT = ir.DataType.FLOAT
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class ConvertFp16(Pass):
 
     name: ClassVar[str] = "convert-fp16"
     optional: ClassVar[bool] = False
+    form: ClassVar[Format] = FP16
 
     keep: tuple[str, ...] = ()
     keep_nodes: tuple[str, ...] = ()
@@ -45,24 +46,40 @@ class ConvertFp16(Pass):
                 return node.version or opsets.get(node.domain, OPSET if node.domain == "" else 1)
 
             ranges = context.ranges or {}
-            plan = Planner(opset, context.supports, ranges, self.limit, self.keep, self.keep_nodes).run(model)
+            plan = Planner(
+                opset, context.supports, ranges, self.limit, self.keep, self.keep_nodes, self.form
+            ).run(model)
             declined += [Note(node.name or node.op_type, why) for node, why in plan.kept.items()]
             turning = [node for node, at in plan.slots.items() if at.outputs]
             hits += [
-                Note(node.name or node.op_type, f"{node.op_type} computes in float16") for node in turning
+                Note(node.name or node.op_type, f"{node.op_type} computes in {self.form.name}")
+                for node in turning
             ]
             if turning:
-                _Converter(model, plan, set(ranges)).run()
+                _Converter(model, plan, set(ranges), self.form).run()
         return PassResult(len(hits), tuple(hits), tuple(declined))
+
+
+@dataclass(frozen=True)
+class ConvertBf16(ConvertFp16):
+    """Compute in bfloat16 what its 8 bits allow; inputs and outputs of the model stay float32.
+
+    Its range is float32's, but integers above 256, sums and divisors lose too much: they stay. ``keep``,
+    ``keep_nodes``, ``limit`` as of convert-fp16.
+    """
+
+    name: ClassVar[str] = "convert-bf16"
+    form: ClassVar[Format] = BF16
 
 
 class _Converter:
     """Carries a plan out on one model, with one cast per value and direction."""
 
-    __slots__ = ("_bounds", "_casts", "_halves", "_measured", "_outputs", "model", "plan")
+    __slots__ = ("_bounds", "_casts", "_halves", "_measured", "_outputs", "form", "model", "plan")
 
-    def __init__(self, model: ir.Model, plan: Plan, measured: set[str]) -> None:
+    def __init__(self, model: ir.Model, plan: Plan, measured: set[str], form: Format) -> None:
         self.model = model
+        self.form = form
         self.plan = plan
         self._measured = measured
         self._casts: dict[tuple[ir.Value, str], ir.Value] = {}
@@ -73,17 +90,19 @@ class _Converter:
     def run(self) -> None:
         """Retype results, feed every reader the dtype it wants, give the graphs float32 outputs."""
         for value in self._halves:
-            value.type = ir.TensorType(HALF)
+            value.type = ir.TensorType(self.form.dtype)
         nodes = [node for graph in self.model.graphs() for node in graph]
         for node in nodes:
             at = self.plan.slots.get(node)
             if at is None:
                 if node in self.plan.kept:
-                    self._feed(node, range(len(node.inputs)), HALF)
+                    self._feed(node, range(len(node.inputs)), self.form.dtype)
             elif at.outputs:
                 self._feed(node, at.inputs, FLOAT)
             elif len({read.dtype for i in at.inputs if (read := node.inputs[i]) is not None}) > 1:
-                self._feed(node, at.inputs, HALF)  # a comparison of both dtypes: float32 holds either
+                self._feed(
+                    node, at.inputs, self.form.dtype
+                )  # a comparison of both dtypes: float32 holds either
         for graph in list(self.model.graphs()):
             for index, value in enumerate(graph.outputs):
                 if value in self._halves:
@@ -93,10 +112,14 @@ class _Converter:
     def _feed(self, node: ir.Node, positions: Iterable[int], unwanted: ir.DataType) -> None:
         for index in positions:
             value = node.inputs[index]
-            if value is None or value.dtype != unwanted or (unwanted == HALF and value not in self._halves):
+            if (
+                value is None
+                or value.dtype != unwanted
+                or (unwanted == self.form.dtype and value not in self._halves)
+            ):
                 continue
             node.replace_input_with(
-                index, self._single(value) if unwanted == HALF else self._half(value, node)
+                index, self._single(value) if unwanted == self.form.dtype else self._half(value, node)
             )
 
     def _half(self, value: ir.Value, reader: ir.Node) -> ir.Value:
@@ -107,17 +130,19 @@ class _Converter:
             if tensor is not None:
                 self._casts[key] = self._constant(value, tensor, bounds)
             else:
-                self._casts[key] = self._cast(self._saturated(value), HALF, f"{value.name}.fp16")
+                self._casts[key] = self._cast(
+                    self._saturated(value), self.form.dtype, f"{value.name}.{self.form.tag}"
+                )
         return self._casts[key]
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol, bounds: bool) -> ir.Value:
-        name = f"{value.name}.fp16{'.bounds' if bounds else ''}"
+        name = f"{value.name}.{self.form.tag}{'.bounds' if bounds else ''}"
         graph = self._graph_of(value)
         made = ir.Value(
             name=name,
-            type=ir.TensorType(HALF),
+            type=ir.TensorType(self.form.dtype),
             shape=value.shape,
-            const_value=half(tensor, name, bounds=bounds),
+            const_value=half(tensor, name, bounds=bounds, form=self.form),
         )
         graph.register_initializer(made)
         return made
@@ -128,13 +153,14 @@ class _Converter:
         foreign = producer is None or value in self.plan.integers
         if not foreign or value.name in self._measured - _masks(self.plan) or bounded(value):
             return value
-        low = MASK if self.plan.integers.get(value) else -GREATEST
-        node = ir.node("Clip", [value, self._bound(low), self._bound(GREATEST)])
+        low = self.form.mask if self.plan.integers.get(value) else -self.form.greatest
+        node = ir.node("Clip", [value, self._bound(low), self._bound(self.form.greatest)])
         return self._insert(node, value, FLOAT, f"{value.name}.clamped")
 
     def _bound(self, limit: float) -> ir.Value:
         if limit not in self._bounds:
-            name = f"fp16.{'greatest' if limit > 0 else 'least' if limit == -GREATEST else 'mask'}"
+            kind = "greatest" if limit > 0 else "least" if limit == -self.form.greatest else "mask"
+            name = f"{self.form.tag}.{kind}"
             tensor = ir.tensor(np.float32(limit), name=name)
             value = ir.Value(name=name, type=ir.TensorType(FLOAT), shape=ir.Shape(()), const_value=tensor)
             self.model.graph.register_initializer(value)
@@ -171,7 +197,7 @@ class _Converter:
         graph.outputs[index] = single
         if single not in self._outputs:  # a value may be several outputs
             self._outputs.add(single)
-            value.name, single.name = f"{name}.fp16", name
+            value.name, single.name = f"{name}.{self.form.tag}", name
 
     def _graph_of(self, value: ir.Value) -> ir.Graph:
         graph = value.graph

@@ -1,4 +1,4 @@
-"""Which nodes must stay float32, and why: what float16's range, a kernel or a constant demands."""
+"""Which nodes must stay float32, and why: what 16 bits' range, a kernel or a constant demands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from ...compiler.ir.constants import constant_tensor, scalar
-from .half import GREATEST, MASKED, loss
+from .half import FP16, MASKED, Format, loss
 from .ranges import Ranges
 from .slots import Slots, in_half, slots
 
@@ -44,6 +44,15 @@ _SPREADS = MOVES | frozenset({
     "Add", "Sub", "Mul", "Neg", "Abs", "Max", "Min", "Where", "Sum", "ReduceMean", "ReduceMax",
     "ReduceMin", "MatMul", "Gemm",
 })  # fmt: skip
+_COARSE = frozenset({"Softmax", "LogSoftmax", "ReduceMean", "Sin", "Cos", "Sqrt", "Mod"})
+"""Operators that add up, or whose operands' last digits matter, where a number has 8 bits."""
+_ADDS_UP = frozenset({"ReduceMean", "AveragePool", "GlobalAveragePool"})
+_SQUARES = frozenset(
+    {"LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization"}
+)
+_UNKNOWN = 4096
+"""Elements that are added up where a dimension is not known."""
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _SATURATES = {"Clip": (1, 2), "Max": None, "Min": None}
 _SENSITIVE = {"Div": 1, "Log": 0, "Reciprocal": 0, "Sqrt": 0}
 
@@ -71,6 +80,7 @@ class Planner:
     limit: float
     keep: Sequence[str]
     keep_nodes: Sequence[str]
+    form: Format = FP16
     plan: Plan = field(default_factory=Plan)
     _wide: set[ir.Value] = field(default_factory=set)
 
@@ -87,7 +97,7 @@ class Planner:
         return self.plan
 
     def _visit(self, node: ir.Node) -> None:
-        at = slots(node, self.opset(node))
+        at = slots(node, self.opset(node), self.form.dtype)
         reason = self._reason(node, at)
         if reason:
             self.plan.kept[node] = reason
@@ -109,13 +119,16 @@ class Planner:
         if self._from_integers(node):
             return "computed from integers: positions or a mask"
         if node.op_type == "Clip" and _feeds_casts_to_half(node):
-            return "guards the way into float16"
+            return f"guards the way into {self.form.name}"
         if node.domain == "" and node.op_type in _FP32 | _LARGE:
             return f"{node.op_type} needs float32's range"
+        if node.domain == "" and node.op_type in _COARSE and self.form.exact < FP16.exact:
+            return f"{node.op_type} needs more than the 8 bits of a {self.form.name}"
         return (
             self._squares(node)
             or self._touches_wide(node)
             or self._measured(node, at)
+            or self._accumulates(node)
             or self._constants(node, at)
             or self._unsupported(node, at)
         )
@@ -178,11 +191,37 @@ class Planner:
             return ""
         low, high = known
         greatest = max(abs(high), abs(low) if low > MASKED else 0.0)
-        if greatest > self.limit * GREATEST:
-            return f"{value.name} reaches {greatest:.3g}, float16 ends at 65504"
-        if 0 < greatest < 1e-3 and low > MASKED:
-            return f"{value.name} is at most {greatest:.3g}, float16 loses digits below 6e-5"
+        if greatest > self.limit * self.form.greatest:
+            return f"{value.name} reaches {greatest:.3g}, {self.form.name} ends at {self.form.greatest:g}"
+        if 0 < greatest < self.form.least and low > MASKED:
+            least = 6e-5 if self.form is FP16 else 1.2e-38
+            return f"{value.name} is at most {greatest:.3g}, {self.form.name} loses digits below {least}"
         return ""
+
+    def _accumulates(self, node: ir.Node) -> str:
+        """Sums inside an operator that leave the range although its operands and result don't.
+
+        Products add up in float32 wherever they are computed in 16 bits; norms do so by ``stash_type``.
+        """
+        x = node.inputs[0] if node.inputs else None
+        maker = None if x is None else x.producer()
+        if maker is not None and maker.op_type == "Cast" and x is not None and x.name not in self.ranges:
+            x = maker.inputs[0]  # what is cast back to float32 was measured under its own name
+        known = self.ranges.get(x.name or "") if x is not None else None
+        if x is None or known is None or node.op_type not in _ADDS_UP | _SQUARES:
+            return ""
+        stash = node.attributes.get_int("stash_type", 1 if "Normalization" in node.op_type else 0)
+        if stash == ir.DataType.FLOAT.value and node.op_type in ("LayerNormalization", "RMSNormalization"):
+            return ""
+        length = 1
+        for dim, size in zip(x.shape or (), node.outputs[0].shape or (), strict=False):
+            if dim != size or node.op_type in _SQUARES:
+                length *= dim if isinstance(dim, int) else _UNKNOWN
+        greatest = max(abs(known[0]), abs(known[1]))
+        total = length * (greatest**2 if node.op_type in _SQUARES else greatest)
+        if total <= self.form.greatest:
+            return ""
+        return f"its sums may reach {total:.3g}, {self.form.name} ends at {self.form.greatest:g}"
 
     def _scores(self, node: ir.Node) -> str:
         """Attention's own intermediate, bounded by Cauchy-Schwarz from the ranges of Q and K."""
@@ -197,7 +236,9 @@ class Planner:
         size = width // int(heads.value) if heads is not None and len(q.shape or ()) == 3 else width  # type: ignore[union-attr]
         scale = node.attributes.get("scale")
         bound = greatest[0] * greatest[1] * size * (float(scale.value) if scale is not None else size**-0.5)
-        return f"its scores may reach {bound:.3g}, float16 ends at 65504" if bound > GREATEST else ""
+        if bound <= self.form.greatest:
+            return ""
+        return f"its scores may reach {bound:.3g}, {self.form.name} ends at {self.form.greatest:g}"
 
     def _constants(self, node: ir.Node, at: Slots) -> str:
         for index in at.inputs:
@@ -206,14 +247,15 @@ class Planner:
                 continue
             places = _SATURATES.get(node.op_type, ())
             saturate = places is None or index in places
-            why = loss(tensor, saturate=saturate, divides=_SENSITIVE.get(node.op_type) == index)
+            divides = _SENSITIVE.get(node.op_type) == index
+            why = loss(tensor, saturate=saturate, divides=divides, form=self.form)
             if why:
                 return why
         return ""
 
     def _unsupported(self, node: ir.Node, at: Slots) -> str:
         version = self.opset(node)
-        reason = self.supports(in_half(node, at, version))
+        reason = self.supports(in_half(node, at, version, self.form.dtype))
         lowered_later = node.domain == "miaotui"
         return "" if reason is None or lowered_later else reason
 
@@ -276,10 +318,8 @@ def _has_float32(node: ir.Node) -> bool:
 
 def _feeds_casts_to_half(node: ir.Node) -> bool:
     users = [user for user, _ in node.outputs[0].uses()]
-    return bool(users) and all(
-        u.op_type == "Cast" and u.outputs[0].dtype == ir.DataType.FLOAT16 for u in users
-    )
+    return bool(users) and all(u.op_type == "Cast" and u.outputs[0].dtype in _HALVES for u in users)
 
 
 def _reads_half(node: ir.Node) -> bool:
-    return any(v is not None and v.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for v in node.inputs)
+    return any(v is not None and v.dtype in _HALVES for v in node.inputs)

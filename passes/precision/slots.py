@@ -1,4 +1,4 @@
-"""Which inputs and outputs of a node change when it computes in float16."""
+"""Which inputs and outputs of a node change when it computes in 16 bits."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import onnx_ir as ir
 
 from ...compiler.ir.signatures import Formal, signature
 
-_HALF = "tensor(float16)"
+HALF = ir.DataType.FLOAT16
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Positions that turn from float32 to float16. Without ``outputs`` the node just reads any float."""
+    """Positions that turn from float32 to 16 bits. Without ``outputs`` the node just reads any float."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
 
-def slots(node: ir.Node, opset: int) -> Slots | None:
-    """The float32 positions of ``node`` bound to a type that may be float16; None if nobody knows its types.
+def slots(node: ir.Node, opset: int, half: ir.DataType = HALF) -> Slots | None:
+    """The float32 positions of ``node`` bound to a type that may be ``half``; None if nobody knows its types.
 
     An input that ONNX fixes to float32 (the scales of Resize, say) is in none of the positions.
     """
@@ -32,7 +32,7 @@ def slots(node: ir.Node, opset: int) -> Slots | None:
     inputs = []
     for index, value in enumerate(node.inputs):
         formal = _formal(known.inputs, index)
-        if value is not None and value.dtype == ir.DataType.FLOAT and _may_be_half(formal):
+        if value is not None and value.dtype == ir.DataType.FLOAT and _may_be_half(formal, half):
             inputs.append(index)
             variables.add(formal.variable)
     outputs = [
@@ -43,13 +43,13 @@ def slots(node: ir.Node, opset: int) -> Slots | None:
     return Slots(tuple(inputs), tuple(outputs))
 
 
-def in_half(node: ir.Node, at: Slots, opset: int) -> ir.Node:
-    """A detached copy of ``node`` with float16 at the positions ``at``, to ask a backend about."""
+def in_half(node: ir.Node, at: Slots, opset: int, half: ir.DataType = HALF) -> ir.Node:
+    """A detached copy of ``node`` with ``half`` at the positions ``at``, to ask a backend about."""
 
     def typed(value: ir.Value | None, index: int, positions: Sequence[int]) -> ir.Value | None:
         if value is None:
             return None
-        kind = ir.TensorType(ir.DataType.FLOAT16) if index in positions else value.type
+        kind = ir.TensorType(half) if index in positions else value.type
         return ir.Value(name=value.name, type=kind, shape=value.shape, const_value=value.const_value)
 
     outputs = [typed(v, i, at.outputs) for i, v in enumerate(node.outputs)]
@@ -68,5 +68,5 @@ def _formal(formals: Sequence[Formal], index: int) -> Formal:
     return formals[min(index, len(formals) - 1)]
 
 
-def _may_be_half(formal: Formal) -> bool:
-    return _HALF in formal.allowed if formal.allowed else "(" not in formal.variable
+def _may_be_half(formal: Formal, half: ir.DataType) -> bool:
+    return f"tensor({half.name.lower()})" in formal.allowed if formal.allowed else "(" not in formal.variable

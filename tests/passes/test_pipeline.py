@@ -72,7 +72,8 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, passes in (
         ("CLEANUP", (Clean(),)), ("RAISING", (Raise(),)), ("SPARSITY", ()), ("LOWRANK", ()),
         ("INCREMENTAL", (Derive(),)),
-        ("FUSION", (Fuse(),)), ("PRECISION", (Half(),)), ("WEIGHTS", {"int8": (Weights(),)}),
+        ("FUSION", (Fuse(),)), ("PRECISION", (Half(),)),
+        ("BF16", ()), ("STORED", {"fp16": (), "bf16": ()}), ("WEIGHTS", {"int8": (Weights(),)}),
         ("INTEGERS", (Weights(),)),
         ("LOWERING", {"cpu": (Lower(), Legalize()), "cuda": (LowerCuda(),)}),
     ):  # fmt: skip

@@ -22,8 +22,8 @@ EVERY = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True
 )
 PASSES = all_passes()
-FP16 = {"convert-fp16"}
-"""Passes that change dtypes on purpose; their own tests compare within fp16's bound."""
+FP16 = {"convert-fp16", "convert-bf16", "store-weights"}
+"""Passes that change dtypes on purpose; their own tests compare within the format's bound."""
 
 
 def check(program: Program, steps: Iterable[Pass], target: Target) -> None:

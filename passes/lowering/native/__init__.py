@@ -36,8 +36,12 @@ against itself pass by pass, so the never-slower check has nothing to revert her
 NATIVE_FP16: tuple[Pass, ...] = (NativeWeights("fp16"), NativeCache())
 """After LOWER_NATIVE for fp16: weights in half precision, and the cache; all else is computed in float32."""
 
+NATIVE_BF16: tuple[Pass, ...] = (NativeWeights("bf16"), NativeCache())
+"""The same for bf16; where the CPU multiplies bfloat16, several rows are rounded to it too."""
+
 __all__ = [
     "LOWER_NATIVE",
+    "NATIVE_BF16",
     "NATIVE_FP16",
     "NativeActivation",
     "NativeAttention",

@@ -1,0 +1,85 @@
+"""Weights stored in 16 bits for backends that compute in float32: half the file, no cast back and forth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from ...compiler.errors import OptionError
+from ...compiler.ir.constants import constant_tensor
+from ...compiler.ir.provenance import add_passes
+from ...compiler.ir.rewrite import Rewriter
+from ...compiler.program import Program
+from ..base import Note, Pass, PassContext, PassResult
+from .half import BF16, FP16, half, loss
+
+FORMATS = {"fp16": FP16, "bf16": BF16}
+NOTE = "the CPU has no kernels of ONNX Runtime for {}: weights are stored in it, all is computed in float32"
+
+
+@dataclass(frozen=True)
+class StoreWeights(Pass):
+    """Store float32 weights in 16 bits, with a Cast that ONNX Runtime folds when it loads the model.
+
+    ONNX Runtime multiplies neither float16 nor bfloat16 on CPUs: it would cast every operand there and back.
+    ``dtype``: ``fp16`` or ``bf16``. ``least``: elements from which on a tensor counts. Weights that would
+    lose more than rounding costs, or leave the format's range, stay float32.
+    """
+
+    name: ClassVar[str] = "store-weights"
+    optional: ClassVar[bool] = False
+    dtype: str = "fp16"
+    least: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.dtype not in FORMATS:
+            fix = f"one of {', '.join(FORMATS)}"
+            raise OptionError(f"pass {self.name}: dtype", f"{self.dtype!r} is not offered", fix)
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        """Every float32 initializer of some size in every graph; entries go on sharing theirs."""
+        hits: list[Note] = []
+        declined: list[Note] = []
+        form = FORMATS[self.dtype]
+        known: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol | str]] = {}
+        for model in program.entries.values():
+            for value in tuple(model.graph.initializers.values()):
+                tensor = constant_tensor(value)
+                if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < self.least:
+                    continue
+                readers = {use.node for use in value.uses()}
+                if value.is_graph_output() or not readers or _is_inner(model.graph, readers):
+                    continue
+                name = str(value.name)
+                if id(tensor) not in known:  # the tensor is held too: an id is its own only while it lives
+                    why = loss(tensor, saturate=False, divides=False, form=form)
+                    known[id(tensor)] = tensor, why or half(tensor, name, form=form)
+                narrow = known[id(tensor)][1]
+                if isinstance(narrow, str):
+                    declined.append(Note(name, narrow))
+                    continue
+                _store(value, narrow, readers, self)
+                hits.append(Note(name, f"is stored in {form.name}, computed with in float32"))
+        if hits:
+            declined.append(Note(program.main.graph.name or "main", NOTE.format(form.name)))
+        return PassResult(len(hits), tuple(hits), tuple(declined))
+
+
+def _is_inner(graph: ir.Graph, readers: set[ir.Node]) -> bool:
+    return any(node.graph is not graph for node in readers)
+
+
+def _store(value: ir.Value, narrow: ir.TensorProtocol, readers: set[ir.Node], step: StoreWeights) -> None:
+    graph = next(iter(readers)).graph
+    assert isinstance(graph, ir.Graph)
+    at = Rewriter(next(node for node in graph if node in readers))
+    stored = at.const(narrow, f"{value.name}.{step.dtype}")
+    wide = at.op("Cast", stored, to=ir.DataType.FLOAT.value)
+    wide.type, wide.shape = value.type, value.shape
+    for use in tuple(value.uses()):
+        use.node.replace_input_with(use.idx, wide)
+    graph.initializers.pop(str(value.name), None)
+    for made in at.made:
+        add_passes(made, [step.name])
