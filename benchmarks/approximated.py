@@ -1,0 +1,162 @@
+"""What passes cost real weights: SmolLM2's perplexity and divergence, the cosine of MiniLM's embeddings."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_decode import hugging_face_folder
+from bench_quantization import COUNT, session, source_of
+from corpus import documentation
+from interleave import Arrays
+from miaotui.compiler.options import CompileOptions
+from miaotui.compiler.program import Program
+from miaotui.driver.calibration import measured_moments
+from miaotui.driver.samples import samples_of
+from miaotui.frontends.load import load
+from miaotui.passes.base import PassContext, PassResult, parse_pass_spec
+from miaotui.passes.cleanup import CLEANUP
+from miaotui.passes.moments import Moments
+from miaotui.passes.observers import run_pipeline
+from miaotui.passes.pipeline import all_passes
+from miaotui.passes.raising import RAISING
+from perplexity import Score, Scores
+
+SENTENCES, LONGEST = 128, 64
+WORK = Path("/tmp/miaotui-bench-quantization")
+"""Kept between runs; the source's hidden states are those of bench_quantization."""
+MINILM = f"MiniLM, cosine of the mean embedding of {SENTENCES} sentences with the source's:"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """``label``, and the passes it stands for, as on the command line."""
+
+    label: str
+    passes: tuple[str, ...]
+
+
+def approximated(program: Program, case: Case, moments: Moments) -> tuple[Program, PassResult]:
+    """A copy after the passes; the result of the first."""
+    copy = program.clone()
+    steps = []
+    for spec in case.passes:
+        name, options = parse_pass_spec(spec)
+        steps.append(all_passes()[name].with_options(options))
+    results = run_pipeline(copy, steps, PassContext(moments=moments))
+    run_pipeline(copy, CLEANUP, PassContext())
+    return copy, results[0][1]
+
+
+def smollm2(work: Path = WORK) -> Program:
+    """SmolLM2-135M-Instruct, dequantized, as it is when passes approximate its weights."""
+    work.mkdir(parents=True, exist_ok=True)
+    program = load(hugging_face_folder(work / "smollm2"), CompileOptions()).program
+    program.entries = {"main": program.main}
+    run_pipeline(program, [*CLEANUP, *RAISING, *CLEANUP], PassContext())
+    return program
+
+
+def smollm2_scores(
+    work: Path, name: str, cases: Sequence[Case], windows: int, threads: int | None
+) -> dict[str, tuple[Score, dict[str, Any]]]:
+    """By label: on the first ``windows`` of bench_quantization's; calibrated on its calibration text."""
+    program, scores = smollm2(work), Scores(work / f"{name}.json")
+    source = source_of(work, program, threads)
+    chosen = sorted(range(COUNT), key=lambda w: (w % 5 != 0, w))[:windows]
+    moments: Moments | None = None
+    for case in cases:
+        if not scores.missing(case.label, chosen):
+            continue
+        if moments is None:
+            text = work / "calibration.txt"
+            text.write_text(documentation()[0], encoding="utf-8")
+            moments = measured_moments(program, samples_of(program, str(text)).inputs, threads)
+        made, result = approximated(program, case, moments)
+        facts: dict[str, Any] = {
+            "changed": result.changed,
+            "declined": len(result.declined),
+            "weights": _elements(made),
+        }
+        if result.declined:
+            facts["reason"] = result.declined[0].text
+        scores.keep(case.label, facts)
+        with session(made, threads=threads) as runner:
+
+            def logits(ids: Any, runner: Any = runner) -> Any:
+                return next(iter(runner.run({"input_ids": ids[None]}).values()))[0]
+
+            scores.measure(case.label, logits, source, chosen)
+        del made, runner
+        gc.collect()
+        score = Score.of(scores.windows(case.label, chosen))
+        print(f"  {case.label}: perplexity {score.perplexity:.2f}, KL {score.kl:.4f}", file=sys.stderr)
+    return {c.label: (Score.of(scores.windows(c.label, chosen)), scores.facts(c.label)) for c in cases}
+
+
+def _elements(program: Program) -> int:
+    """Of all matrices that products read, each once."""
+    found = {
+        id(v.const_value): v.const_value.size
+        for v in program.main.graph.initializers.values()
+        if v.const_value is not None and len(v.const_value.shape) == 2 and v.const_value.size > 4096
+    }
+    return sum(found.values())
+
+
+def minilm() -> Program:
+    """The package's sentence encoder, as it is when passes approximate its weights."""
+    from support.models import minilm_folder
+
+    program = load(minilm_folder(), CompileOptions()).program
+    run_pipeline(program, [*CLEANUP, *RAISING, *CLEANUP], PassContext())
+    return program
+
+
+def minilm_scores(cases: Sequence[Case], threads: int | None) -> dict[str, dict[str, float]]:
+    """By label: mean and least cosine of the mean embedding of ``SENTENCES`` sentences with the source's."""
+    program = minilm()
+    calibration, evaluation = (sentences(program, text) for text in documentation())
+    moments = measured_moments(program, calibration, threads)
+    wanted = embeddings(program, evaluation, threads)
+    found = {}
+    for case in cases:
+        made, result = approximated(program, case, moments)
+        got = embeddings(made, evaluation, threads)
+        norms = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
+        cosine = (got * wanted).sum(1) / norms
+        found[case.label] = {
+            "mean": float(cosine.mean()), "least": float(cosine.min()), "changed": result.changed,
+            "declined": len(result.declined), "weights": _elements(made),
+        }  # fmt: skip
+        print(f"  {case.label}: cosine {cosine.mean():.4f}", file=sys.stderr)
+    return found
+
+
+def embeddings(program: Program, inputs: Sequence[Arrays], threads: int | None) -> Any:
+    """float32[sentences, hidden]: the mean of the hidden states."""
+    with session(program, threads=threads) as runner:
+        return np.stack([runner.run(arrays)["last_hidden_state"][0].mean(0) for arrays in inputs])
+
+
+def sentences(program: Program, text: str) -> list[Arrays]:
+    """``SENTENCES`` sentences of some length, spread over the text, as the program's inputs."""
+    from support.models import minilm_folder
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
+    tokenizer.enable_truncation(LONGEST)
+    tokenizer.no_padding()
+    found = [s for p in text.split("\n\n") for s in " ".join(p.split()).split(". ") if 60 < len(s) < 300]
+    names = [spec.name for spec in program.inputs()]
+    made = []
+    for index in range(SENTENCES):
+        ids = np.array([tokenizer.encode(found[index * len(found) // SENTENCES]).ids], np.int64)
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        made.append({name: given[name] for name in names})
+    return made

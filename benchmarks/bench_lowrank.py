@@ -1,0 +1,170 @@
+"""Low rank: rank against error and time on SmolLM2 and MiniLM, and where the compiler declines it."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import approximated
+import interleave as shared
+import miaotui
+from approximated import WORK, Case, minilm_scores, smollm2_scores
+from bench_decode import hugging_face_folder
+from bench_encoder import TOKENS, inputs_of, minilm
+from bench_structured import BACKENDS, NEAR, NEW, PROMPT, Row, raced, store, timing_table, written
+from engines import Ours
+from miaotui.passes.base import PassContext
+from miaotui.passes.lowrank import FactorWeights
+
+RANKS = (0.9, 0.7, 0.5, 0.3)
+HEAD = "keep=lm_head"
+
+
+def ranked(rank: float, options: str = "") -> Case:
+    label = f"rank {rank}" + (f", {options}" if options else "")
+    return Case(label, (f"factor-weights{{rank={rank},{options}{',' if options else ''}force=true,{HEAD}}}",))
+
+
+def lossy(loss: float) -> Case:
+    return Case(f"loss {loss:.0%} a layer", (f"factor-weights{{loss={loss},{HEAD}}}",))
+
+
+CASES = (
+    *(ranked(rank) for rank in RANKS),
+    ranked(0.7, "join=false"), lossy(0.01), lossy(0.05),
+    Case("rank 0.7, then int8", (f"factor-weights{{rank=0.7,bits=8,{HEAD}}}", "quantize-weights")),
+)  # fmt: skip
+
+
+def accuracy(windows: int, threads: int | None) -> list[str]:
+    """Tables of both models."""
+    found = smollm2_scores(WORK, "lowrank", CASES, windows, threads)
+    source = next(iter(found.values()))[0]
+    lines = [
+        f"SmolLM2-135M, {source.tokens:,} tokens of Python's documentation, source's perplexity "
+        f"{source.source:.2f}; calibrated on 8,192 tokens of other topics:", "",
+        "| rank, of what is as large | factored | left whole | perplexity | mean KL | same top token |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {label} | {facts['changed']} | {facts['declined']} "
+        f"| {score.perplexity:.2f} ({score.change:+.0%}) | {score.kl:.3f} | {score.top1:.1%} |"
+        for label, (score, facts) in found.items()
+    ]
+    lines += [
+        "", approximated.MINILM, "",
+        "| rank, of what is as large | factored | left whole | mean cosine | least |",
+        "|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {label} | {figures['changed']:.0f} | {figures['declined']:.0f} | {figures['mean']:.4f} "
+        f"| {figures['least']:.4f} |"
+        for label, figures in minilm_scores(CASES, threads).items()
+    ]
+    return lines
+
+
+def declined() -> list[str]:
+    """What the compiler says where it leaves weights whole, one line for every reason and model."""
+    lines = []
+    for name, program in (("SmolLM2", approximated.smollm2()), ("MiniLM", approximated.minilm())):
+        for step in (FactorWeights(rank=0.9), FactorWeights(rank=0.5), FactorWeights(rank=0.5, bits=4)):
+            result = step.run(program.clone(), PassContext())
+            reasons: dict[str, int] = {}
+            for note in result.declined:
+                reasons[note.text] = reasons.get(note.text, 0) + 1
+            told = [f"{count} left whole: {text}" for text, count in reasons.items()]
+            facts = "; ".join([f"{result.changed} factored", *told])
+            lines.append(f"- {name}, rank {step.rank}, {step.bits} bits: {facts}")
+    return lines
+
+
+def forms() -> Mapping[str, tuple[str, ...]]:
+    """By name: what is enabled."""
+    made: dict[str, tuple[str, ...]] = {"dense": ()}
+    return made | {
+        f"rank {rank}": (f"factor-weights{{rank={rank},force=true,{HEAD}}}",) for rank in RANKS[1:]
+    }
+
+
+def encoder() -> Iterator[Row]:
+    """MiniLM on one sentence of TOKENS tokens."""
+    module, inputs = minilm(), inputs_of(1, TOKENS)
+    for backend in BACKENDS:
+        with ExitStack() as stack:
+            made = {
+                form: stack.enter_context(
+                    shared.compiled(
+                        module,
+                        inputs_of(2, 11),
+                        {},
+                        backend=backend,
+                        enable=asked,
+                        timing=0.0,
+                        keep_source=False,
+                    )
+                )
+                for form, asked in forms().items()
+            }
+            for threads in shared.thread_counts():
+                runs = {form: partial(exe.runner(threads=threads).run, inputs) for form, exe in made.items()}
+                yield from raced(f"MiniLM, 1 x {TOKENS}", backend, threads, runs)
+
+
+def decoder() -> Iterator[Row]:
+    """SmolLM2 in float32 and in 4 bits: a prompt, and tokens behind a short one."""
+    ids = [7 + index * 37 % 4000 for index in range(PROMPT)]
+    source = hugging_face_folder(WORK / "smollm2")
+    for backend, precision in (("native", "fp32"), ("ort", "fp32"), ("native", "int4")):
+        with tempfile.TemporaryDirectory() as folder:
+            for index, asked in enumerate(forms().values()):
+                options: dict[str, Any] = {
+                    "enable": asked,
+                    "verify": False,
+                    "keep_source": False,
+                    "timing": 0.0,
+                }
+                output = f"{folder}/{index}"
+                miaotui.compile(
+                    source, output=output, backend=backend, precision=precision, **options
+                ).close()
+            for threads in shared.thread_counts():
+                engines = {
+                    form: Ours(Path(folder, str(index)), threads, 2 * PROMPT)
+                    for index, form in enumerate(forms())
+                }
+                prefill: dict[str, Callable[[], Any]] = {
+                    f: partial(e.prefill, ids) for f, e in engines.items()
+                }
+                decode: dict[str, Callable[[], Any]] = {
+                    f: partial(written, e, ids) for f, e in engines.items()
+                }
+                name = f"SmolLM2 {precision}"
+                yield from raced(f"{name}, prompt of {PROMPT}", backend, threads, prefill)
+                yield from raced(f"{name}, {NEW} tokens behind {NEAR}", backend, threads, decode)
+                del engines, prefill, decode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=("accuracy", "timing", "all"), default="all")
+    parser.add_argument("--windows", type=int, default=8, help="of 512 tokens, for SmolLM2")
+    parser.add_argument("--threads", type=int, help="of the accuracy part")
+    options = parser.parse_args()
+    if options.part in ("accuracy", "all"):
+        lines = [*accuracy(options.windows, options.threads), "", "What is declined:", "", *declined()]
+        store("lowrank-accuracy", "What low rank costs real weights", lines)
+    if options.part in ("timing", "all"):
+        rows: Sequence[Row] = [*encoder(), *decoder()]
+        lines = ["Factored by force; before and after interleaved in one process.", "", *timing_table(rows)]
+        store("lowrank", "Low rank: time", lines, [asdict(row) for row in rows])
+
+
+if __name__ == "__main__":
+    main()
