@@ -146,10 +146,28 @@ def open(folder: str | PathLike[str]) -> Executable:  # noqa: A001 - the verb's 
     return open_folder(folder)
 
 
-def verify(folder: str | PathLike[str], reference: object = None) -> Verification:
-    """Compare an executable folder with its golden data, or with ``reference`` (a source model or path)."""
+def verify(
+    folder: str | PathLike[str],
+    reference: object = None,
+    *,
+    tolerance: float | None = None,
+    repair: bool = False,
+) -> Verification:
+    """Compare an executable folder with its golden data, or with ``reference`` (a source model or path).
+
+    ``repair``: where the error is over ``tolerance`` (None: what it was certified with), write the folder
+    again with what costs least in higher precision; the comparison returned is the repaired one's.
+    """
     with open(folder) as executable:
-        return executable.verify(reference=reference)
+        found = executable.verify(reference=reference, tolerance=tolerance)
+        if found.ok or not repair:
+            return found
+        from . import driver
+
+        check = driver.verify(executable, reference, tolerance=tolerance, layers=False)
+        driver.repair(executable, check, reference, tolerance=tolerance)
+    with open(folder) as repaired:
+        return repaired.verify(reference=reference, tolerance=tolerance)
 
 
 def bench(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .bench import bench
+from .cache import cache
 from .chat import chat
 from .compile import compile_model
 from .doctor import doctor
@@ -30,6 +31,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "passes": passes,
     "doctor": doctor,
+    "cache": cache,
 }
 
 _HELP: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "cls": Verb}

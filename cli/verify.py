@@ -12,6 +12,7 @@ from . import arguments as a
 from .console import Format, print_json, stdout
 
 if TYPE_CHECKING:
+    from ..driver.mending import Repair as Mended
     from ..driver.verification import Check
 
 Reference = Annotated[
@@ -30,6 +31,13 @@ Tolerance = Annotated[
 Layers = Annotated[
     bool, typer.Option("--layers/--no-layers", help="Compare layer by layer too (--reference).")
 ]
+Repair = Annotated[
+    bool,
+    typer.Option(
+        "--repair/--no-repair",
+        help="On a mismatch, write the folder again with what costs least in higher precision.",
+    ),
+]
 Bisect = Annotated[
     bool, typer.Option("--bisect/--no-bisect", help="On a mismatch, find the pass and the node.")
 ]
@@ -42,27 +50,69 @@ def verify(
     tolerance: Tolerance = None,
     layers: Layers = True,
     bisect: Bisect = True,
+    repair: Repair = False,
     output_format: a.FormatOption = Format.table,
     quiet: a.Quiet = False,
     verbose: a.Verbose = False,
 ) -> None:
-    """Compare an executable with its source, layer by layer; exit code 1 if they differ."""
+    """Compare an executable with its source, layer by layer; exit code 1 if they differ.
+
+    With --repair an executable that differs is made again within the tolerance, and the exit code is 0.
+    """
     from .. import driver
     from .progress import watched
 
     arrays = a.example_arrays(inputs)
-    with watched(quiet=quiet) as progress, driver.open(folder) as executable, progress.stage("verify"):
-        result = driver.verify(
-            executable, reference, arrays, tolerance=tolerance, layers=layers, bisect=bisect
-        )
+    with watched(quiet=quiet) as progress, driver.open(folder) as executable:
+        with progress.stage("verify"):
+            result = driver.verify(
+                executable, reference, arrays, tolerance=tolerance, layers=layers, bisect=bisect
+            )
+        mended = None
+        if repair and not result.ok:
+            mended = driver.repair(
+                executable, result, reference, arrays, tolerance=tolerance, progress=progress
+            )
     if output_format is Format.json:
         culprit = None if result.culprit is None else asdict(result.culprit)
         why = result.why or None
-        print_json({"schema": 1, **result.verification.to_json(), "culprit": culprit, "not_bisected": why})
+        told = {"schema": 1, **result.verification.to_json(), "culprit": culprit, "not_bisected": why}
+        print_json({**told, "repair": None if mended is None else mended.to_json()})
     else:
         show(result)
-    if not result.ok:
+        if mended is not None:
+            show_repair(mended)
+    if not result.ok and mended is None:
         raise typer.Exit(VerificationError.exit_code)
+
+
+def show_repair(mended: Mended) -> None:
+    """What is more precise now, and what that cost."""
+    from .tables import facts, megabytes, put, table
+
+    console = stdout()
+    console.print()
+    if mended.raised:
+        made = table("weights", "before", "after", ">bytes")
+        for each in mended.raised:
+            made.add_row(", ".join(each.weights), each.before, each.after, f"{each.nbytes:+,}")
+        put(console, made)
+    before, after = mended.nbytes
+    speed = None if mended.race is None else mended.race.speedup
+    times = [] if mended.race is None else [c.latency.median * 1e3 for c in mended.race.candidates]
+    facts(
+        console,
+        [
+            ("repaired", f"error {mended.error[0]:.2g} → {mended.error[1]:.2g}, budget {mended.budget:.2g}"),
+            ("float32", ", ".join(mended.kept)),
+            ("left out", "; ".join(f"{name}: {why}" for name, why in mended.left_out.items())),
+            ("size", f"{megabytes(before)} → {megabytes(after)}"),
+            (
+                "latency",
+                None if speed is None else f"{times[1]:.2f} → {times[0]:.2f} ms, {speed.ratio:.2f}× as fast",
+            ),
+        ],
+    )
 
 
 def show(result: Check) -> None:

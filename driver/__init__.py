@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compilation import compile_model as compile  # noqa: A004 - the verb's name
     from .dry_run import plan
+    from .mending import repair
     from .opening import open_folder as open  # noqa: A004
     from .verification import verify
 
-__all__ = ["compile", "open", "plan", "verify"]
+__all__ = ["compile", "open", "plan", "repair", "verify"]
 
 _VERBS = {
     "compile": ("compilation", "compile_model"),
     "open": ("opening", "open_folder"),
     "plan": ("dry_run", "plan"),
+    "repair": ("mending", "repair"),
     "verify": ("verification", "verify"),
 }
 

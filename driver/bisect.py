@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from ..compiler.ir.provenance import sources
@@ -45,13 +46,15 @@ def find_culprit(
     tolerance: float,
     is_good: Callable[[Built], bool],
     without: frozenset[str] = frozenset(),
+    lossy: bool = False,
 ) -> Culprit | None:
     """Bisect the optional passes that fired by prefix, then compare values on both sides of the culprit.
 
     Any subset of optional passes gives a complete program, so each prefix can be built: log2(n) builds.
-    None if the result of the whole pipeline is good.
+    ``lossy``: passes of the precision that was asked for may be to blame too. None if the result of the
+    whole pipeline is good.
     """
-    passes = recipe.lower(without).fired()
+    passes = recipe.lower(without).fired(lossy)
 
     def built(count: int) -> tuple[Lowered, Built]:
         lowered = recipe.lower(without | frozenset(passes[count:]))
@@ -86,6 +89,8 @@ def _first_difference(
         for output in node.outputs:
             if output.name not in right or output.name not in wrong:
                 continue
+            if np.shape(right[output.name]) != np.shape(wrong[output.name]):
+                continue  # the passes gave another value the same name
             found = difference(output.name, wrong[output.name], right[output.name], tolerance)
             if not found.ok:
                 layers = tuple(map(str, sources(node)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -19,27 +20,15 @@ from .context import backend_of, unsupported
 from .decide import Judge
 from .formats import approximating
 from .groups import Group
-from .knapsack import cheapest
 from .lower import Recipe
 from .meter import Meter
 from .metric import Metric
 from .probe import Swapped, reached
 from .progress import Journal
 from .proof import Evidence, prove
+from .search import Search
 from .sensitivity import Row, sensitivity
 from .workbench import Workbench, tensor_bytes
-
-TRIES = 5
-"""Builds, at most, to find the coarsest choice that holds the budget."""
-
-SWAPS = 12
-"""Choices, at most, that are measured with swapped weights alone."""
-
-USED = 0.8
-"""Share of the budget from which on a choice has used it."""
-
-_AIM = 0.93
-"""Share of the budget that a corrected choice aims at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,84 +72,6 @@ def plan_of(rows: Mapping[Group, Row]) -> dict[str, dict[str, str]]:
     return plan
 
 
-@dataclass(slots=True)
-class Search:
-    """One search: rows by group, what they cost, and how an error is measured.
-
-    ``errors``: by choice, what was found so far, in additive form.
-    """
-
-    rows: Mapping[Group, Sequence[Row]]
-    cost: Callable[[Row], float]
-    swapped: Callable[[Mapping[Group, Row]], float]
-    built: Callable[[Mapping[Group, Row]], float] | None
-    bound: float
-
-    def choice(self, allowed: float) -> dict[Group, Row]:
-        """The cheapest rows whose errors sum up to ``allowed`` at most."""
-        listed = list(self.rows.values())
-        errors = [[row.error for row in rows] for rows in listed]
-        picked = cheapest(errors, [[self.cost(row) for row in rows] for rows in listed], allowed)
-        pairs = zip(self.rows, listed, picked, strict=True)
-        return {group: rows[index] for group, rows, index in pairs}
-
-    def run(self) -> tuple[dict[Group, Row] | None, float]:
-        """The cheapest choice found to hold the bound, with its error; else None and the least error seen."""
-        best: tuple[dict[Group, Row], float] | None = None
-        holds, fails = (0.0, 0.0), None  # predicted and measured sums: the greatest and least such
-        allowed, builds, least = self.bound * _AIM, 0, float("inf")
-        seen: set[tuple[str, ...]] = set()
-        for _ in range(SWAPS):
-            chosen = self.choice(allowed)
-            labels = tuple(row.format.label for row in chosen.values())
-            if labels in seen:
-                break
-            seen.add(labels)
-            predicted = sum(row.error for row in chosen.values())
-            found = self.swapped(chosen)
-            if found <= self.bound and self.built is not None:
-                if builds == TRIES:
-                    break
-                builds += 1
-                found = max(found, self.built(chosen))
-            least = min(least, found)
-            if found <= self.bound:
-                if best is None or self._total(chosen) < self._total(best[0]):
-                    best = chosen, found
-                holds = max(holds, (predicted, found))
-                if found >= USED * self.bound or self._is_cheapest(chosen):
-                    break
-            else:
-                fails = min(fails or (predicted, found), (predicted, found))
-            allowed = self._corrected(holds, fails, predicted, found)
-        if best is None:
-            chosen = self.choice(0.0)
-            found = max(self.swapped(chosen), self.built(chosen) if self.built is not None else 0.0)
-            least = min(least, found)
-            if found <= self.bound:
-                best = chosen, found
-        return (None, least) if best is None else best
-
-    def _corrected(
-        self, holds: tuple[float, float], fails: tuple[float, float] | None, predicted: float, found: float
-    ) -> float:
-        """The predicted sum at which about ``_AIM`` of the bound is reached."""
-        aim = _AIM * self.bound
-        if fails is None:
-            return max(predicted, 1e-12 * self.bound) * min(8.0, aim / max(found, 1e-3 * aim))
-        if found > self.bound and holds == (0.0, 0.0):
-            return predicted * max(0.05, 0.97 * aim / found)
-        (low, below), (high, above) = holds, fails
-        share = min(0.9, max(0.1, (aim - below) / max(above - below, 1e-300)))
-        return low + (high - low) * share
-
-    def _total(self, chosen: Mapping[Group, Row]) -> float:
-        return sum(self.cost(row) for row in chosen.values())
-
-    def _is_cheapest(self, chosen: Mapping[Group, Row]) -> bool:
-        return all(self.cost(row) <= min(map(self.cost, self.rows[group])) for group, row in chosen.items())
-
-
 def can_choose(recipe: Recipe, options: CompileOptions) -> bool:
     """Whether there is anything to choose, and room for it: the backend takes the rest of the program."""
     replacing = approximating(recipe.pipeline)
@@ -182,6 +93,37 @@ def settled(
     Raises: InputError without calibration data, VerificationError if nothing holds the budget.
     """
     assert options.budget is not None
+    with (
+        opened_search(recipe, options, samples, evidence, journal) as (search, meter),
+        journal.stage("choose"),
+    ):
+        chosen, found = search.run()
+    return held(chosen, meter.metric, options.budget, found)
+
+
+def held(chosen: Mapping[Group, Row] | None, metric: Metric, budget: float, found: float) -> Settled:
+    """The choice, whose additive error is ``found``. Raises: VerificationError if there is none."""
+    error = metric.figure(found)
+    if chosen is None:
+        fact = f"can't be held: the least error found is {error:.2g} ({metric.name})"
+        raise VerificationError(f"--budget {budget:g}", fact, f"allow {error * 1.1:.2g}")
+    return Settled(chosen, metric, budget, error)
+
+
+@contextmanager
+def opened_search(
+    recipe: Recipe,
+    options: CompileOptions,
+    samples: Sequence[Arrays],
+    evidence: Evidence | None,
+    journal: Journal,
+) -> Iterator[tuple[Search, Meter]]:
+    """Sensitivities measured, or read from the cache, and all that a search under a budget needs.
+
+    Without ``evidence`` nothing is built: errors are those of the weights alone.
+    Raises: InputError without calibration data.
+    """
+    assert options.budget is not None
     if not samples:
         fix = "give inputs with --calib, or don't leave out the proof"
         raise InputError("--budget", "there is nothing to measure errors on", fix)
@@ -193,21 +135,16 @@ def settled(
     with Meter(program, steps, context, samples, metric, options.precision, options.threads) as meter:
         with journal.stage("sensitivity"):
             rows = sensitivity(meter, journal)
-        judged = None if evidence is None else AsBuilt(recipe, options, evidence, meter, journal)
-        with journal.stage("choose"):
-            search = Search(
+        yield (
+            Search(
                 rows={group: [row for row in rows if row.group == group] for group in meter.groups},
                 cost=cost_of(options, metric, meter),
                 swapped=lambda chosen: meter.error(swapped_by(meter, chosen)),
-                built=judged,
+                built=None if evidence is None else AsBuilt(recipe, options, evidence, meter, journal),
                 bound=metric.additive(options.budget),
-            )
-            chosen, found = search.run()
-    error = metric.figure(found)
-    if chosen is None:
-        fact = f"can't be held: the least error found is {error:.2g} ({metric.name})"
-        raise VerificationError(f"--budget {options.budget:g}", fact, f"allow {error * 1.1:.2g}")
-    return Settled(chosen, metric, options.budget, error)
+            ),
+            meter,
+        )
 
 
 def swapped_by(meter: Meter, chosen: Mapping[Group, Row]) -> dict[str, Swapped]:

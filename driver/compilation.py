@@ -14,6 +14,7 @@ from ..compiler.draft import Draft
 from ..compiler.errors import VerificationError
 from ..compiler.options import CompileOptions
 from ..compiler.program import Program
+from ..compiler.reference import Arrays
 from ..frontends.load import load
 from ..passes.base import Pass
 from ..passes.observers import Observer, SaveIR, Verify
@@ -58,8 +59,8 @@ def compile_model(
         with journal.stage("reference"):
             evidence = Evidence.of(imported, options.seed)
     program = imported.program
-    samples = _samples(program, evidence, options)
-    measured = _measured(program, samples, options, journal)
+    samples = samples_for(program, [case.inputs for case in evidence.cases] if evidence else (), options)
+    measured = measured_on(program, samples, options, journal)
     del imported  # the source's session or module: its memory is needed now
     attempts, misses = [], []
     for candidate in tried:
@@ -84,7 +85,7 @@ def compile_model(
     temporary = Path(tempfile.mkdtemp(prefix="miaotui-")) if output is None else None
     folder = temporary or Path(str(output))
     try:
-        _write(folder, attempts, evidence, journal)
+        write(folder, attempts, evidence, journal)
         return open_folder(folder, temporary=temporary is not None)
     except BaseException:
         if temporary is not None:
@@ -92,16 +93,17 @@ def compile_model(
         raise
 
 
-def _samples(program: Program, evidence: Evidence | None, options: CompileOptions) -> Samples:
+def samples_for(program: Program, proof: Sequence[Arrays], options: CompileOptions) -> Samples:
+    """Calibration data, if anything asks for it; ``proof``: inputs of the proof. Raises: InputError."""
     if not (options.narrows or options.approximates or options.calib is not None):
         return Samples((), "nothing")
-    return samples_of(program, options.calib, [case.inputs for case in evidence.cases] if evidence else ())
+    return samples_of(program, options.calib, proof, options.seed)
 
 
-def _measured(
+def measured_on(
     program: Program, samples: Samples, options: CompileOptions, journal: Journal
 ) -> dict[str, Any]:
-    """What passes that round weights or values want to know of the activations."""
+    """Fields of PassContext: what passes that round weights or values want to know of the activations."""
     if not samples.inputs or not (options.narrows or options.approximates):
         return {}
     with journal.stage("calibrate"):
@@ -122,7 +124,8 @@ def _lowered(
     return lowered
 
 
-def _write(folder: Path, attempts: Sequence[Attempt], evidence: Evidence | None, journal: Journal) -> None:
+def write(folder: Path, attempts: Sequence[Attempt], evidence: Evidence | None, journal: Journal) -> None:
+    """Build and prove the attempts, and put the one that is kept into ``folder``. Raises: CompileError."""
     with Draft(folder) as draft:
         choice = Choice(draft, evidence, journal)
         attempt, result = choice.best(attempts)

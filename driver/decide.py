@@ -56,7 +56,12 @@ class Judge:
         if result.proof is None or self.options.timing <= 0:
             return result
         with self.journal.stage("time"):
-            return self.proved(self.timed(result))
+            timed = self.timed(result)
+            try:
+                return self.proved(timed)
+            except VerificationError as error:  # it had used the budget: leaving a pass out took the rest
+                self.journal.note(f"nothing was left out for time: {error}")
+                return self._raced(result)
 
     def proved(self, result: Result) -> Result:
         """Prove the result; while it fails, revert the pass that bisection names.

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 
 from ..compiler.program import Program
 from ..passes.base import Pass, PassContext, PassResult
+from ..passes.lowering.native import NATIVE_FP16
+from ..passes.lowrank import LOWRANK
 from ..passes.observers import Observer, Timing, run_pipeline
+from ..passes.precision import PRECISION, WEIGHTS
+from ..passes.sparsity import SPARSITY
+
+LOSSY = frozenset(
+    step.name
+    for room in (PRECISION, NATIVE_FP16, SPARSITY, LOWRANK, *WEIGHTS.values())
+    for step in room
+    if not step.optional
+)
+"""Passes that were asked for by a precision or a sparsity, and trade error for it: a program is complete
+without them, but no longer what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +39,10 @@ class Lowered:
     program: Program
     steps: tuple[Step, ...]
 
-    def fired(self) -> list[str]:
-        """Names of the optional passes that changed something, in order, each once."""
-        return list(dict.fromkeys(s.step.name for s in self.steps if s.step.optional and s.result.changed))
+    def fired(self, lossy: bool = False) -> list[str]:
+        """Names of the optional passes that changed something, in order, each once; ``LOSSY`` ones too."""
+        changed = [s.step for s in self.steps if s.result.changed]
+        return list(dict.fromkeys(s.name for s in changed if s.optional or (lossy and s.name in LOSSY)))
 
 
 @dataclass(frozen=True, slots=True)

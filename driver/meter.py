@@ -118,6 +118,10 @@ class Meter:
         expected, _ = self._source()
         return self.metric.distance([run(arrays) for arrays in self.samples], expected)
 
+    def run(self, arrays: Arrays, swapped: Mapping[str, Swapped] | None = None) -> Arrays:
+        """Outputs on other inputs, with some weights swapped."""
+        return self._source()[1].run(arrays, swapped)
+
     def _source(self) -> tuple[list[Arrays], Probe]:
         if self._probe is None:
             names = [name for group in self.groups for name in group.weights]

@@ -37,7 +37,7 @@ class Evidence:
     def of(cls, imported: Import, seed: int) -> Evidence:
         """Run the source on the user's example inputs, else made-up ones, and on other sizes with padding."""
         try:
-            inputs = _inputs(imported, seed)
+            inputs = proof_inputs(imported.program, imported.examples, seed)
         except MemoryError as error:
             fact = "example inputs of these sizes do not fit in memory"
             raise InputError("inputs", fact, "fix smaller sizes with --input or --dim") from error
@@ -77,14 +77,22 @@ class Proof:
         return greatest
 
 
-def _inputs(imported: Import, seed: int) -> list[Arrays]:
-    program = imported.program
-    first = imported.examples or _made(program, _typical_sizes(program), seed)
+def proof_inputs(program: Program, examples: Arrays | None, seed: int) -> list[Arrays]:
+    """What a program is proved on: ``examples``, else made-up inputs, then other sizes with padding.
+
+    The first of them given as examples, it gives the same again.
+    """
+    first = examples or typical_inputs(program, seed)
     sizes = _other_sizes(program, first)
     second = _made(program, sizes, seed + 1) if sizes else first
     cases = [first, _padded(second)] if sizes or _masks(first) else [first]
     pasts = {str(d): 0 for spec in program.inputs() for d in spec.shape or () if _is_past(d)}
     return [*cases, _made(program, {**_typical_sizes(program), **pasts}, seed)] if pasts else cases
+
+
+def typical_inputs(program: Program, seed: int) -> Arrays:
+    """Made-up inputs of the sizes that latency is usually quoted for."""
+    return _made(program, _typical_sizes(program), seed)
 
 
 def _is_past(dim: Dim) -> bool:

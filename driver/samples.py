@@ -14,11 +14,15 @@ from ..compiler.errors import InputError
 from ..compiler.ir.examples import example_inputs, index_limit
 from ..compiler.program import DimRange, Program
 from ..compiler.reference import Array, Arrays
+from .proof import typical_inputs
 from .sample_archive import archived_samples
 from .sample_text import TEXT, TOKENIZER, TOKENS, token_ids
 
 WINDOW = 128
 """Tokens of a window of text, where the model holds as many."""
+
+MADE, ELEMENTS = 32, 1 << 21
+"""Made-up samples where there is no data, and about how many numbers they hold at most."""
 
 MOST = 64
 """Samples that are used at most, evenly spread over those given: 8,192 tokens of text."""
@@ -43,18 +47,27 @@ class Samples:
         return content.hexdigest()
 
 
-def samples_of(program: Program, calib: str | None, proof: Sequence[Arrays] = ()) -> Samples:
+def samples_of(program: Program, calib: str | None, proof: Sequence[Arrays] = (), seed: int = 0) -> Samples:
     """What ``calib`` holds; without it the whole sample text for language models, else the proof's inputs.
 
-    ``calib``: an ``.npz`` with an array for each input, several samples along its batch or one more leading
-    axis; or a text file, which the program's tokenizer cuts into windows.
+    Where those are made up from ``seed``, more of their kind are: weights that are fitted to what they are
+    proved on would look better than they are. ``calib``: an ``.npz`` with an array for each input, several
+    samples along its batch or one more leading axis; or a text file, which the program's tokenizer cuts into
+    windows.
     Raises: InputError with everything that is wrong with the file.
     """
     if calib is None:
         ids = token_ids(program, TEXT)
         if len(ids) and TOKENS in (spec.name for spec in program.inputs()):
             return Samples(tuple(_windows(program, ids)), "the sample text")
-        return Samples(tuple(proof), "the proof's inputs" if proof else "nothing")
+        if not proof:
+            return Samples((), "nothing")
+        if not _equal(typical_inputs(program, seed), proof[0]):
+            return Samples(tuple(proof), "the proof's inputs")
+        size = sum(array.size for array in proof[0].values())
+        count = max(1, min(MADE, ELEMENTS // max(1, size)))
+        made = (typical_inputs(program, seed + 1000 + index) for index in range(count))
+        return Samples((*proof, *made), "made-up inputs")
     path = Path(calib)
     if not path.is_file():
         raise InputError(f"--calib {calib}", "is no file", "give an .npz of inputs or a text file")
@@ -62,6 +75,10 @@ def samples_of(program: Program, calib: str | None, proof: Sequence[Arrays] = ()
     kept = [found[index * len(found) // min(MOST, len(found))] for index in range(min(MOST, len(found)))]
     told = f"{len(kept)} of {len(found)} samples" if len(kept) < len(found) else f"{len(kept)} samples"
     return Samples(tuple(kept), f"{told} of {path.name}")
+
+
+def _equal(some: Arrays, others: Arrays) -> bool:
+    return some.keys() == others.keys() and all(np.array_equal(a, others[n]) for n, a in some.items())
 
 
 def _text(program: Program, path: Path) -> list[Arrays]:

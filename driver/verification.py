@@ -6,25 +6,19 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import onnx_ir as ir
-
-from ..compiler.artifact import WEIGHTS, Artifact, check
+from ..compiler.artifact import Artifact, check
 from ..compiler.draft import Draft
 from ..compiler.errors import InternalError
-from ..compiler.ir.shapes import infer_shapes
-from ..compiler.options import BackendName, CompileOptions, Target
-from ..compiler.program import Program
 from ..compiler.reference import Arrays
-from ..passes.pipeline import pipeline
 from ..runtime.compare import Limit
 from ..runtime.executable import SOURCE, Executable, Verification
 from .bisect import Culprit, find_culprit
-from .context import backend_of, context_of
-from .lower import Recipe
+from .context import backend_of
 from .opening import resolve
 from .proof import Case, Evidence, prove
+from .remade import recorded_options, recorded_recipe, source_program
 from .workbench import Workbench
 
 
@@ -70,10 +64,10 @@ def _bisected(
     executable: Executable, reference: object, inputs: Mapping[str, Any] | None, limit: Limit
 ) -> Culprit | None:
     """Run the pipeline that made the executable again, on the source variant."""
-    options = recorded_options(executable)
+    options = recorded_options(executable.manifest)
     with Artifact(executable.folder) as artifact, tempfile.TemporaryDirectory() as scratch:
         case = _case(artifact, reference, inputs)
-        recipe = Recipe(source_program(artifact), pipeline(options), context_of(options))
+        recipe = recorded_recipe(artifact, source_program(artifact), options)
         record = artifact.variant()[1]
         reverted = frozenset(p.name for p in record.passes if p.reverted)
         with Draft(Path(scratch, "bisect")) as draft:
@@ -85,6 +79,7 @@ def _bisected(
                 limit.scaled,
                 lambda built: prove(built, Evidence("", (case,)), limit, options.threads).ok,
                 reverted,
+                lossy=True,
             )
 
 
@@ -96,48 +91,3 @@ def _case(artifact: Artifact, reference: object, inputs: Mapping[str, Any] | Non
         return Case(*golden)
     arrays: Arrays = dict(inputs) if inputs is not None else golden[0] if golden else {}
     return Case(arrays, resolve(reference, artifact.manifest).run(arrays))
-
-
-def source_program(artifact: Artifact) -> Program:
-    """The program as imported, from the folder's source variant; weights stay in the folder's file."""
-    _, record = artifact.variant(SOURCE)
-    manifest = artifact.manifest
-    entries = {}
-    for entry, file in record.entries.items():
-        model = ir.from_proto(_parsed(artifact.read(file)))
-        for graph in model.graphs():
-            ir.external_data.set_base_dir(graph, artifact.folder / Path(WEIGHTS).parent)
-        entries[entry] = model
-    program = Program(
-        entries,
-        dims=dict(manifest.dims),
-        call=manifest.call,
-        layers=dict(manifest.layers),
-        source=dict(manifest.source),
-        context=None if manifest.decoding is None else manifest.decoding.context,
-    )
-    infer_shapes(program)
-    return program
-
-
-def recorded_options(executable: Executable) -> CompileOptions:
-    """The options that decide the pipeline, as the manifest recorded them."""
-    known = executable.manifest.options
-    return CompileOptions(
-        target=Target.parse(known["target"]),
-        backend=cast(BackendName, executable.manifest.variants[executable.manifest.default].backend),
-        precision=known["precision"],
-        sparsity=known.get("sparsity"),
-        rank=known.get("rank"),
-        cache=known.get("cache", "auto"),
-        opt=known["opt"],
-        enable=tuple(known["enable"]),
-        disable=tuple(known["disable"]),
-        threads=known["threads"],
-    )
-
-
-def _parsed(data: bytes) -> Any:
-    import onnx
-
-    return onnx.load_model_from_string(data)

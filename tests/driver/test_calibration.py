@@ -127,7 +127,7 @@ def test_every_linear_layer_finds_its_moment_when_weights_are_approximated(famil
     source = imported(build(*DECODERS[family]))
     moments = measured_moments(source, [{"input_ids": np.arange(24)[None]}])
     program = source.clone()
-    for step in pipeline(CompileOptions(precision="int8", backend="ort")):
+    for step in pipeline(CompileOptions(precision="int4", backend="ort")):
         if step.name == "quantize-weights":
             break
         step.run(program, PassContext())

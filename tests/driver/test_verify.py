@@ -19,7 +19,7 @@ def test_excess_is_bisected_to_pass_and_node(
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = [*pipeline(LENIENT), BreakRelu()]
-    monkeypatch.setattr("miaotui.driver.verification.pipeline", lambda options: passes)
+    monkeypatch.setattr("miaotui.driver.remade.pipeline", lambda options: passes)
     with compile_model(classifier, LENIENT, output=tmp_path / "out.miaotui", passes=passes) as executable:
         assert driver.verify(executable).ok
         found = driver.verify(executable, tolerance=1e-4)
