@@ -40,6 +40,7 @@ class FactorWeights(Pass):
     """
 
     name: ClassVar[str] = "factor-weights"
+    optional: ClassVar[bool] = False
 
     rank: float = 0.5
     loss: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +31,8 @@ class PruneUnits(Pass):
     ``share``: of the units that go. ``method``: which go, ``METHODS``. ``keep``: parts of names of weights
     whose units all stay. The weight is that which reads the units; a plan has options by its name.
     """
+
+    optional: ClassVar[bool] = False
 
     share: float = 0.3
     method: str = "auto"
