@@ -152,7 +152,9 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
         console, tables.operators(report["ops"]["before"], report["ops"]["after"], everything=everything)
     )
     console.print()
-    if everything or any(entry["changed"] or entry["reverted"] for entry in report["passes"]):
+    if report.get("waterfall"):
+        tables.put(console, tables.waterfall(report, everything=everything))
+    elif everything or any(entry["changed"] or entry["reverted"] for entry in report["passes"]):
         tables.put(console, tables.fired(report["passes"], everything=everything))
     else:
         console.print("no pass changed anything")
@@ -172,6 +174,7 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
             ("error", told),
             ("latency", tables.latency(times)),
             ("size", ", ".join(f"{name} {tables.megabytes(size)}" for name, size in sizes.items())),
+            ("not measured", _unmeasured(report.get("waterfall") or {})),
             *(("note", note) for note in report.get("notes", ())),
             ("output", report.get("output")),
         ],
@@ -179,3 +182,8 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
     if why_not:
         console.print()
         tables.put(console, tables.why_not(report["passes"], why_not))
+
+
+def _unmeasured(fall: Mapping[str, Any]) -> str:
+    """Which approximating passes the waterfall has no figures of, and why."""
+    return f"{', '.join(fall['unmeasured'])}: {fall['why']}" if fall.get("unmeasured") else ""

@@ -90,6 +90,38 @@ def fired(passes: Sequence[Mapping[str, Any]], *, everything: bool = False) -> T
     return made
 
 
+def waterfall(report: Mapping[str, Any], *, everything: bool = False) -> Table:
+    """One row per pass that changed something or was reverted, in order, and what all gave together."""
+    fall, error = report["waterfall"], report.get("error") or {}
+    metric = "KL" if error.get("metric") == "kl" else "error"
+    made = table("pass", ">rewrites", ">declined", ">Δ ms", ">Δ MB", f">Δ {metric}", "")
+    for row in fall["rows"]:
+        if everything or row["nodes"] or row["reverted"]:
+            remark = f"reverted: {row['reverted']}" if row["reverted"] else told_how(row["how"])
+            if row["pass"] in fall["unmeasured"]:
+                remark = "not measured"
+            made.add_row(row["pass"], _count(row["nodes"]), _count(row["declined"]), *_changes(row), remark)
+    total = fall["total"]
+    counts = _count(total["nodes"]), _count(total["declined"])
+    made.add_row("source to result", *counts, *_changes(total), style="bold")
+    return made
+
+
+def told_how(how: str) -> str:
+    """How a row of the waterfall was measured, in words."""
+    known = {"": "", "prefix": "before and after", "left out": "against leaving it out"}
+    return known.get(how, f"measured with {how}")
+
+
+def _changes(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return _signed(row["seconds"], 1e3), _signed(row["bytes"] or None, 1e-6), _signed(row["error"], 1.0)
+
+
+def _signed(value: float | None, scale: float) -> str:
+    """With its sign, in three figures; a dash for nothing, or nothing known."""
+    return "–" if value is None else f"{value * scale:+.3g}"
+
+
 def why_not(passes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
     """One row per node that one of the passes ``names`` declined, with the reason."""
     made = table("pass", "node", "reason")

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .errors import ArtifactError, ModelError
+from .program import Program
 
 PAGE = 4096
 """Offsets of tensors of this size or more are multiples of it: some runtimes map whole pages only."""
@@ -24,6 +25,20 @@ ALIGNMENT = 64
 _CHUNK = 4 << 20
 
 Bytes: TypeAlias = "bytes | memoryview"
+
+
+def stored_bytes(program: Program) -> int:
+    """Bytes of the initializers that something reads, each tensor once, however many entries share it."""
+    found = {
+        id(value.const_value): value.const_value.nbytes
+        for model in program.entries.values()
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.dtype != ir.DataType.STRING
+        and (value.uses() or value.is_graph_output())
+    }
+    return sum(found.values())
 
 
 @dataclass(frozen=True, slots=True)

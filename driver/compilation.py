@@ -28,6 +28,7 @@ from .finish import finish
 from .histograms import Histograms
 from .lower import Lowered, Recipe
 from .opening import open_folder
+from .prefixes import measured_prefixes
 from .progress import Journal, Progress, Silent
 from .proof import Evidence
 from .samples import Samples, samples_of
@@ -129,11 +130,12 @@ def write(folder: Path, attempts: Sequence[Attempt], evidence: Evidence | None, 
     with Draft(folder) as draft:
         choice = Choice(draft, evidence, journal)
         attempt, result = choice.best(attempts)
+        prefixes = measured_prefixes(attempt, result, evidence, journal)
         with journal.stage("write"):
             if choice.built == 1 + attempt.options.keeps_source:
-                finish(draft, folder, attempt, result, evidence, journal)
+                finish(draft, folder, attempt, result, prefixes, evidence, journal)
                 return
             # Candidates that were dropped left weights behind: write what was kept into a fresh draft.
             with Draft(folder) as clean:
                 result = moved(clean, attempt, result)
-                finish(clean, folder, attempt, result, evidence, journal)
+                finish(clean, folder, attempt, result, prefixes, evidence, journal)

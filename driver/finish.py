@@ -15,9 +15,12 @@ from ..runtime.conditions import cores, versions
 from .choice import Attempt
 from .context import variant_name
 from .decide import Result
+from .page import page_of
+from .prefixes import Prefixes
 from .progress import Journal
 from .proof import Evidence
 from .report import pass_records, report, text_of
+from .waterfall import waterfall
 from .workbench import operators, signature
 
 
@@ -26,6 +29,7 @@ def finish(
     folder: Path,
     attempt: Attempt,
     result: Result,
+    prefixes: Prefixes,
     evidence: Evidence | None,
     journal: Journal,
 ) -> None:
@@ -51,6 +55,7 @@ def finish(
         source=operators(source),
         best=result.best,
         passes=records,
+        waterfall=waterfall(source, result, prefixes),
         trials=result.trials,
         proof=result.proof,
         race=result.race,
@@ -61,6 +66,7 @@ def finish(
         journal=journal,
     )
     draft.write_text("report.json", text_of(document))
+    draft.write_text("report.html", page_of(document))
     draft.finish(
         Manifest(
             name=folder.stem,

@@ -9,7 +9,7 @@ from ..compiler.program import Program
 from ..passes.base import Pass, PassContext, PassResult
 from ..passes.lowering.native import NATIVE_FP16
 from ..passes.lowrank import LOWRANK
-from ..passes.observers import Observer, Timing, run_pipeline
+from ..passes.observers import Observer, Timing, Weights, run_pipeline
 from ..passes.precision import PRECISION, WEIGHTS
 from ..passes.sparsity import SPARSITY
 
@@ -25,11 +25,12 @@ without them, but no longer what was asked for."""
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One pass as it ran: its result and how many seconds it took."""
+    """One pass as it ran: its result, how many seconds it took, bytes of the program's weights behind it."""
 
     step: Pass
     result: PassResult
     seconds: float
+    weights: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,9 @@ class Recipe:
     def lower(self, without: frozenset[str] = frozenset(), observers: Sequence[Observer] = ()) -> Lowered:
         """Run the pipeline on a copy of the source, leaving out the passes named in ``without``."""
         program = self.source.clone()
-        timing = Timing()
+        timing, weights = Timing(), Weights()
         kept = [step for step in self.pipeline if step.name not in without]
-        results = run_pipeline(program, kept, self.context, [timing, *observers])
-        steps = (Step(p, r, s) for (p, r), (_, s) in zip(results, timing.seconds, strict=True))
+        results = run_pipeline(program, kept, self.context, [timing, weights, *observers])
+        told = zip(results, timing.seconds, weights.sizes, strict=True)
+        steps = (Step(p, r, seconds, size) for (p, r), (_, seconds), size in told)
         return Lowered(program, tuple(steps))

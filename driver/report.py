@@ -15,7 +15,8 @@ from .progress import Journal
 from .proof import Proof
 from .workbench import Built
 
-SCHEMA = 1
+SCHEMA = 2
+"""Version of the report's layout; 2 has ``waterfall``, ``budget``."""
 
 Json = dict[str, Any]
 
@@ -42,6 +43,7 @@ def report(
     source: Mapping[str, int],
     best: Built,
     passes: tuple[PassRecord, ...],
+    waterfall: Json,
     trials: tuple[Trial, ...],
     proof: Proof | None,
     race: BenchResult | None,
@@ -64,6 +66,7 @@ def report(
             {**asdict(record), "gain": asdict(gains[record.name]) if record.name in gains else None}
             for record in passes
         ],
+        "waterfall": waterfall,
         "ops": {"before": dict(source), "after": dict(best.variant.operators)},
         "nodes": {"before": sum(source.values()), "after": best.variant.nodes},
         "error": None if proof is None else _error(proof),

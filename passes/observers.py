@@ -13,6 +13,7 @@ from ..compiler.ir.printer import print_program
 from ..compiler.ir.verify import verify
 from ..compiler.program import Program
 from ..compiler.reference import Array, Arrays
+from ..compiler.weights import stored_bytes
 from .base import Pass, PassContext, PassResult, Pipeline
 from .moments import LayeredMoments
 
@@ -64,6 +65,18 @@ class Timing:
     def after(self, step: Pass, program: Program, result: PassResult, seconds: float) -> None:
         """Record ``seconds``."""
         self.seconds.append((step.name, seconds))
+
+
+@dataclass(slots=True)
+class Weights:
+    """Bytes of the program's weights after each pass, in order, counted anew only if it changed something."""
+
+    sizes: list[int] = field(default_factory=list)
+
+    def after(self, step: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        """Record them."""
+        counted = result.changed or not self.sizes
+        self.sizes.append(stored_bytes(program) if counted else self.sizes[-1])
 
 
 @dataclass(slots=True)

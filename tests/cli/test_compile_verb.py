@@ -16,8 +16,8 @@ from miaotui.compiler.program import DimRange
 from support.command_line import Call
 
 REPORT_KEYS = {
-    "schema", "model", "target", "stages", "passes", "ops", "nodes", "error", "latency", "sizes", "notes",
-    "dry_run", "output",
+    "schema", "model", "target", "stages", "passes", "waterfall", "ops", "nodes", "error", "latency", "sizes",
+    "budget", "notes", "dry_run", "output",
 }  # fmt: skip
 DRY_KEYS = {"schema", "dry_run", "model", "target", "passes", "ops", "nodes", "unsupported"}
 PASS_KEYS = {"name", "changed", "hits", "declined", "seconds", "reverted"}
@@ -27,7 +27,7 @@ class Compiled:
     """What the driver returns, as far as the command line looks."""
 
     report: ClassVar[dict[str, Any]] = {
-        "schema": 1,
+        "schema": 2,
         "model": "m",
         "target": "cpu",
         "stages": [],
@@ -37,6 +37,27 @@ class Compiled:
             {"name": "fuse-gelu", "changed": 0, "hits": [], "declined": [], "seconds": 0.0,
              "reverted": "costs time", "gain": None},
         ],
+        "waterfall": {
+            "rows": [
+                {"pass": "fuse-qkv", "nodes": 2, "declined": 1, "seconds": -0.004, "how": "left out",
+                 "bytes": 0, "error": None, "reverted": ""},
+                {"pass": "fuse-gelu", "nodes": 0, "declined": 0, "seconds": None, "how": "", "bytes": 0,
+                 "error": None, "reverted": "costs time"},
+                {"pass": "fuse-norm", "nodes": 0, "declined": 3, "seconds": None, "how": "", "bytes": 0,
+                 "error": None, "reverted": ""},
+                {"pass": "smooth-activations", "nodes": 1, "declined": 0, "seconds": None,
+                 "how": "quantize-weights", "bytes": 0, "error": None, "reverted": ""},
+                {"pass": "quantize-weights", "nodes": 4, "declined": 0, "seconds": -0.006, "how": "prefix",
+                 "bytes": -12_000_000, "error": 2e-3, "reverted": ""},
+                {"pass": "convert-fp16", "nodes": 1, "declined": 0, "seconds": None, "how": "",
+                 "bytes": 0, "error": None, "reverted": ""},
+            ],
+            "exact": {"seconds": -0.004, "error": 1e-7},
+            "total": {"nodes": 8, "declined": 4, "seconds": -0.01, "bytes": -12_000_000, "error": 2e-3},
+            "unmeasured": ["convert-fp16"],
+            "why": "--timing is 0",
+        },
+        "budget": None,
         "ops": {"before": {"MatMul": 6, "Add": 4}, "after": {"MatMul": 2, "Add": 4}},
         "nodes": {"before": 10, "after": 6},
         "error": {"metric": "scaled", "scaled": 2e-7, "tolerance": 1e-4, "reference": "torch 2.13.0"},
@@ -141,6 +162,21 @@ def test_table_tells_counts_passes_error_latency_and_size(call: Call, driver_cal
     for told in ("MatMul", "fuse-qkv", "reverted: costs time", "2e-07", "torch 2.13.0", "30.0 ms → 20.0 ms",
                  "1.50× [1.40, 1.60]", "2 threads", "88.0 MB", "m.miaotui"):  # fmt: skip
         assert told in table, told
+
+
+def test_waterfall_tells_what_each_pass_gave_and_what_was_not_measured(
+    call: Call, driver_calls: list[Any]
+) -> None:
+    lines = call("compile", "m.onnx").stdout.splitlines()
+    rows = {line.split()[0]: line.split() for line in lines if line}
+    assert rows["fuse-qkv"][1:6] == ["2", "1", "-4", "–", "–"]
+    assert rows["quantize-weights"][1:6] == ["4", "–", "-6", "-12", "+0.002"]
+    assert "measured with quantize-weights" in " ".join(rows["smooth-activations"])
+    assert rows["convert-fp16"][-2:] == ["not", "measured"]
+    assert "fuse-norm" not in rows  # it declined, and changed nothing
+    assert rows["source"][3:8] == ["8", "4", "-10", "-12", "+0.002"]
+    assert any("convert-fp16: --timing is 0" in line for line in lines)
+    assert any(line.startswith("fuse-norm") for line in call("compile", "m.onnx", "-v").stdout.splitlines())
 
 
 def test_why_not_gives_the_reason_per_node(call: Call, driver_calls: list[Any]) -> None:
