@@ -9,6 +9,9 @@ from itertools import product
 from ..passes.approximation import Approximates
 from ..passes.base import OFF, Pass
 
+INTEGERS = "quantize-activations"
+"""The pass whose products round their activations too; what it takes, quantize-weights finds no more."""
+
 BLOCKS = (32, 64, 128)
 """Columns that share a scale in 4 bits; 8 bits are near enough in blocks of 32."""
 
@@ -31,6 +34,11 @@ class Format:
         return any("bits=4" in text and "table=8" in text for _, text in self.options)
 
     @property
+    def rounds_activations(self) -> bool:
+        """Whether products round what they read to 8 bits row by row."""
+        return any(name == INTEGERS and text != OFF for name, text in self.options)
+
+    @property
     def kernel(self) -> str:
         """The first word of the label: ``int4``, ``fp32``, or how it is pruned."""
         return self.label.split()[0]
@@ -50,6 +58,9 @@ def formats_of(passes: Sequence[Pass], precision: str) -> list[Format]:
     found = []
     for chosen in product(*offers):
         labels = [label for label, _, text in chosen if text != OFF]
+        on = {name for _, name, text in chosen if text != OFF}
+        if {INTEGERS, "quantize-weights"} <= on:
+            continue
         options = tuple((name, text) for _, name, text in chosen)
         found.append(Format(" + ".join(labels) or "fp32", options))
     return found
@@ -58,6 +69,8 @@ def formats_of(passes: Sequence[Pass], precision: str) -> list[Format]:
 def _offers(step: Pass, precision: str) -> list[tuple[str, str, str]]:
     """Label, pass and options of each of its choices."""
     name = step.name
+    if name == INTEGERS:
+        return [("", name, OFF), ("int8 activations", name, "")]
     if name != "quantize-weights":
         return [("", name, OFF), (_label(step), name, "")]
     found = [("", name, OFF), ("int8 g32", name, "bits=8,output=8,table=8,block=32")]

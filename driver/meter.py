@@ -18,7 +18,7 @@ from ..passes.approximation import Approximates
 from ..passes.base import OFF, Pass, PassContext
 from ..passes.moments import joined
 from ..passes.weight_uses import WeightUses
-from .formats import Format, approximating, formats_of
+from .formats import INTEGERS, Format, approximating, formats_of
 from .groups import Group, groups_of
 from .metric import Metric
 from .probe import Probe, Swapped
@@ -59,7 +59,10 @@ class Meter:
         threads: int | None = None,
     ) -> None:
         self.program, self.context, self.metric, self.threads = program, context, metric, threads
-        self.passes = approximating(passes)
+        replacing = approximating(passes)
+        if metric.vocabulary is not None:  # whose weights that pass leaves to blocks
+            replacing = [step for step in replacing if step.name != INTEGERS]
+        self.passes = replacing
         self.samples = _first(samples, metric)
         self.groups = groups_of(program)
         self.formats = formats_of(self.passes, precision)
@@ -125,7 +128,10 @@ class Meter:
     def _source(self) -> tuple[list[Arrays], Probe]:
         if self._probe is None:
             names = [name for group in self.groups for name in group.weights]
-            self._probe = self._opened.enter_context(Probe(self.program, names, threads=self.threads))
+            switches = any(step.name == INTEGERS for step in self.passes)
+            self._probe = self._opened.enter_context(
+                Probe(self.program, names, threads=self.threads, switches=switches)
+            )
             self._expected = [self._probe.run(arrays) for arrays in self.samples]
         return self._expected, self._probe
 
@@ -152,7 +158,8 @@ class Meter:
         array = tensor.numpy()
         local = self._local(np.asarray(array - source.numpy(), np.float32), uses)
         alone = not uses.products or nbytes == read  # look-ups read the same bytes
-        return Swapped(array, array if alone else None), local, nbytes, read
+        swapped = Swapped(array, array if alone else None, chosen.rounds_activations)
+        return swapped, local, nbytes, read
 
     def _local(self, change: Array, uses: WeightUses) -> float:
         """Squared error of the products' outputs; without measured activations, of the weight."""

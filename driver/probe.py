@@ -10,11 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import onnx_ir as ir
 
 from ..compiler.draft import Draft
 from ..compiler.errors import InternalError
 from ..compiler.ir.constants import constant_tensor
+from ..compiler.ir.rewrite import Rewriter
 from ..compiler.options import Target
 from ..compiler.program import Program
 from ..compiler.reference import Array, Arrays
@@ -25,7 +27,7 @@ from ..passes.observers import run_pipeline
 from ..passes.weight_uses import WeightUses, weight_uses
 from .workbench import BACKENDS, SOURCE_BACKEND, Workbench
 
-_INPUT, _TABLE = "{}.probe", "{}.probe.table"
+_INPUT, _TABLE, _SWITCH = "{}.probe", "{}.probe.table", "{}.probe.rounding"
 
 
 def prepared(program: Program, passes: Sequence[Pass], context: PassContext | None = None) -> Program:
@@ -43,17 +45,27 @@ def reached(program: Program, passes: Sequence[Pass], context: PassContext) -> t
     return copy, context
 
 
-def probed(program: Program, weights: Sequence[str] = (), values: Sequence[str] = ()) -> Program:
+def probed(
+    program: Program, weights: Sequence[str] = (), values: Sequence[str] = (), switches: bool = False
+) -> Program:
     """A copy whose nodes read ``weights`` from inputs, and whose outputs have ``values`` among them.
 
-    Look-ups in a weight that is multiplied too have an input of their own. Lowered for ONNX Runtime last, so
-    that no rewrite stands on the weight's contents or takes the value away.
+    Look-ups in a weight that is multiplied too have an input of their own. With ``switches`` an input of 0 or
+    1 says whether the products with a weight round what they read to 8 bits, by row. Lowered for ONNX Runtime
+    last, so that no rewrite stands on the weight's contents or takes the value away.
     """
     copy = program.clone()
     graph = copy.main.graph
     for name in weights:
         value = graph.initializers[name]
         uses = weight_uses(value)
+        if switches and uses.multiplied:
+            switch = ir.Value(
+                name=_SWITCH.format(name), type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1])
+            )
+            graph.inputs.append(switch)
+            for node in uses.multiplied:
+                _round_by(switch, node)
         for pattern, readers in ((_INPUT, uses.products), (_TABLE, uses.look_ups)):
             if readers:
                 given = ir.Value(name=pattern.format(name), type=value.type, shape=value.shape)
@@ -70,12 +82,34 @@ def probed(program: Program, weights: Sequence[str] = (), values: Sequence[str] 
     return copy
 
 
+def _round_by(switch: ir.Value, node: ir.Node) -> None:
+    """Let a product read x + switch · (x in 8 bits by row - x)."""
+    at, x = Rewriter(node), node.inputs[0]
+    if x is None or x.dtype != ir.DataType.FLOAT:
+        return
+
+    def number(value: float, name: str) -> ir.Value:
+        return at.const(np.array([value], np.float32), name)
+
+    last = at.const(np.array([-1], np.int64), "probe.last")
+    greatest = at.op("ReduceMax", at.op("Abs", x), last, keepdims=1)
+    step = at.op("Max", at.op("Div", greatest, number(127, "probe.codes")), number(1e-12, "probe.tiny"))
+    codes = at.op("Mul", at.op("Round", at.op("Div", x, step)), step)
+    made = at.op("Add", x, at.op("Mul", at.op("Sub", codes, x), switch))
+    made.type, made.shape = x.type, x.shape
+    node.replace_input_with(0, made)
+
+
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """What stands for a weight in products and in look-ups, of its shape; None: the weight itself."""
+    """What stands for a weight in products and in look-ups, of its shape; None: the weight itself.
+
+    ``rounds``: the products also round their activations to 8 bits.
+    """
 
     multiplied: Array | None = None
     looked_up: Array | None = None
+    rounds: bool = False
 
 
 class Probe:
@@ -85,7 +119,7 @@ class Probe:
     Raises: CompileError if ONNX Runtime refuses the program.
     """
 
-    __slots__ = ("_runner", "_stack", "uses", "weights")
+    __slots__ = ("_runner", "_stack", "_switches", "uses", "weights")
 
     def __init__(
         self,
@@ -93,7 +127,9 @@ class Probe:
         weights: Sequence[str] = (),
         values: Sequence[str] = (),
         threads: int | None = None,
+        switches: bool = False,
     ) -> None:
+        self._switches = switches
         graph = program.main.graph
         self.weights: dict[str, ir.TensorProtocol] = {}
         self.uses: dict[str, WeightUses] = {}
@@ -107,7 +143,9 @@ class Probe:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="miaotui-probe-"))
             draft = stack.enter_context(Draft(Path(folder, "probe")))
             bench = Workbench(draft, SOURCE_BACKEND, Target("cpu"))
-            self._runner = stack.enter_context(bench.source(probed(program, weights, values)).open(threads))
+            self._runner = stack.enter_context(
+                bench.source(probed(program, weights, values, switches)).open(threads)
+            )
             self._stack = stack.pop_all()
 
     def run(self, inputs: Arrays, swapped: Mapping[str, Swapped] | None = None) -> Arrays:
@@ -115,6 +153,8 @@ class Probe:
         given = dict(inputs)
         for name, tensor in self.weights.items():
             other = Swapped() if swapped is None else swapped.get(name, Swapped())
+            if self._switches and self.uses[name].multiplied:
+                given[_SWITCH.format(name)] = np.array([other.rounds], np.float32)
             for pattern, readers, array in (
                 (_INPUT, self.uses[name].products, other.multiplied),
                 (_TABLE, self.uses[name].look_ups, other.looked_up),

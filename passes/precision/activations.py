@@ -14,6 +14,7 @@ from ...compiler.ir.constants import constant_tensor
 from ...compiler.ir.provenance import add_passes
 from ...compiler.program import Program
 from ...compiler.reference import Array
+from ..approximation import Approximation
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline
 from ..histograms import RANGES, Histogram, RangeRule, Scale
 from ..moments import Moment, Moments, joined
@@ -107,6 +108,24 @@ class QuantizeActivations(Pass):
         for node in made:
             add_passes(node, [self.name])
         return PassResult(len(hits), tuple(hits), tuple(declined))
+
+    def approximation(
+        self, name: str, tensor: ir.TensorProtocol, uses: WeightUses, context: PassContext
+    ) -> Approximation | None:
+        """The weight in 8 bits, a scale per output; what rounding its activations costs is not in it."""
+        if any(part in name for part in self.keep) or not uses.multiplied or tensor.dtype != FLOAT:
+            return None
+        try:
+            readers_reason(uses.multiplied)
+        except NoMatch:
+            return None
+        rows, columns = tensor.shape.numpy()[:: -1 if uses.turned else 1]
+        bits = 7 if self._greatest(context) < 127 else 8
+        rounding = Rounding(bits, int(columns), "symmetric", "search", sweeps=1, ordered=True)
+        array = rounded_weight(tensor, uses.turned, rounding, None).weight.numpy()
+        size = rows * columns + 4 * rows
+        table = tensor.nbytes if uses.look_ups else 0
+        return Approximation(array.T if uses.turned else array, size + table, size)
 
     def _measured(self, program: Program, context: PassContext) -> Mapping[str, Histogram]:
         """Of what is to get static scales."""

@@ -97,6 +97,22 @@ def test_weights_that_read_one_input_get_one_format(tmp_path: Path) -> None:
     assert plan["q"] == plan["k"] == plan["v"]
 
 
+def test_integer_activations_are_chosen_where_the_budget_has_room_for_their_rounding(tmp_path: Path) -> None:
+    model = stack(tmp_path / "stack.onnx")
+    formats = []
+    for budget in (0.012, 0.05):
+        report = compiled(model, tmp_path / "out.miaotui", precision="int8", budget=budget, goal="size")
+        found = report["budget"]
+        assert report["error"]["scaled"] <= found["error"] <= budget
+        formats.append([row["format"] for row in found["groups"]])
+    assert "int8 activations" not in formats[0] and "int8 g32" in formats[0]
+    assert formats[1] == ["int8 activations"] * 3 and 0.5 < found["predicted"] / found["error"] < 2
+    with driver.open(tmp_path / "out.miaotui") as executable:
+        plan = executable.manifest.plan
+    assert set(plan["quantize-activations"].values()) == {""}
+    assert set(plan["quantize-weights"].values()) == {"off"}
+
+
 def test_what_was_measured_once_is_read_from_the_cache(tmp_path: Path, own_cache: Path) -> None:
     model = stack(tmp_path / "stack.onnx")
     with meter_of(model) as meter:
@@ -219,3 +235,17 @@ def test_cheapest_equals_trying_everything(seed: int) -> None:
     best = min(total(costs, picked) for picked in every if total(errors, picked) <= bound)
     found = cheapest(errors, costs, bound)
     assert total(errors, found) <= bound and total(costs, found) == best
+
+
+@pytest.mark.slow
+def test_a_language_model_is_kept_within_a_mean_kl(tmp_path: Path) -> None:
+    from support.language_models import DECODERS, build
+
+    options = CompileOptions(precision="int4", backend="ort", timing=0, budget=1e-3)
+    with driver.compile(build(*DECODERS["llama"]), options, output=tmp_path / "llama") as executable:
+        found, error = executable.report["budget"], executable.report["error"]
+    assert found["metric"] == error["metric"] == "kl"
+    assert error["scaled"] <= found["error"] <= 1e-3 and found["error"] > 2e-4
+    groups = {tuple(row["weights"]): row["format"] for row in found["groups"]}
+    assert ("model.layers.0.mlp.gate_proj.weight.T", "model.layers.0.mlp.up_proj.weight.T") in groups
+    assert len(set(groups.values())) > 1
