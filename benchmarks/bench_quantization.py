@@ -80,6 +80,7 @@ CASES = (
     Case("int4 64 offset RTN", (int4("block=64,scheme=offset,method=rtn"),)),
     Case("int4 64 offset AWQ + GPTQ", (SMOOTH, int4("block=64,scheme=offset,method=gptq"))),
 )
+GGUF = "the GGUF file's own blocks, native code"
 PEERS = ("Q8_0", "Q4_K_M", "Q4_0")
 
 
@@ -229,25 +230,27 @@ def peer_facts(path: Path) -> dict[str, Any]:
     return {"bits": 8 * size / count, "mb": size / 1e6, "types": types}
 
 
-def native(work: Path, source: Path, case: Case) -> Logits:
-    """What the compiled executable's native code gives, its 8-bit activations included."""
-    folder = work / f"native-{'-'.join(case.name.split())}"
+def native(work: Path, source: Path, case: Case | None) -> Logits:
+    """What the compiled executable's native code gives, its 8-bit activations included.
+
+    ``case`` None: of a GGUF file with the blocks that it has.
+    """
+    folder = work / f"native-{'-'.join(case.name.split()) if case else source.stem}"
     if not (folder / "manifest.json").is_file():
-        precision = "int8" if case.name.startswith("int8") else "int4"
-        smooth = any(spec.startswith("smooth") for spec in case.passes)
-        miaotui.compile(
-            source,
-            precision=precision,
-            backend="native",
-            output=folder,
-            enable=tuple(case.passes),
-            disable=() if smooth else ("smooth-activations",),
-            calib=str(work / "calibration.txt"),
-            timing=0.0,
-            keep_source=False,
-        ).close()
+        settings: dict[str, Any] = {"backend": "native", "timing": 0.0, "keep_source": False}
+        if case is not None:
+            smooth = any(spec.startswith("smooth") for spec in case.passes)
+            settings |= {"precision": "int8" if case.name.startswith("int8") else "int4"}
+            settings |= {"enable": case.passes, "disable": () if smooth else ("smooth-activations",)}
+            settings |= {"calib": str(work / "calibration.txt")}
+        miaotui.compile(source, output=folder, **settings).close()
     executable = miaotui.open(folder)
-    return lambda ids: executable.run({"input_ids": ids[None]})["logits"][0]
+
+    def logits(ids: Array) -> Array:
+        found: Array = executable.run({"input_ids": ids[None]})["logits"][0]
+        return found
+
+    return logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +338,10 @@ def main() -> None:
             engine = LlamaCpp(path, threads or 1, WINDOW)
             scores.measure(name, lambda ids, e=engine: e.logits(ids.tolist()), source, chosen)  # type: ignore[misc]
             print(table(rows_of(scores, chosen, [name]))[-1], flush=True)
+    if wanted(GGUF):
+        scores.keep(GGUF, peer_facts(smollm2()))
+        scores.measure(GGUF, native(work, smollm2(), None), source, chosen)
+        print(table(rows_of(scores, chosen, [GGUF]))[-1], flush=True)
     for case in (c for c in CASES if c.name == options.confirm):
         name = f"{case.name}, native code"
         if wanted(name):
@@ -378,7 +385,8 @@ def rows_of(scores: Scores, chosen: Sequence[int], names: Sequence[str]) -> list
 def report(scores: Scores, chosen: Sequence[int], confirmed: str) -> None:
     """Write the table."""
     peers = [f"llama.cpp {kind}" for kind in PEERS]
-    rows = rows_of(scores, chosen, [*(c.name for c in CASES), f"{confirmed}, native code", *peers])
+    ours = [*(c.name for c in CASES), f"{confirmed}, native code", GGUF]
+    rows = rows_of(scores, chosen, [*ours, *peers])
     at = conditions(Target())
     most, source = max(r.score.tokens for r in rows), rows[0].score.source
     lines = [
