@@ -85,6 +85,11 @@ def pipeline(options: CompileOptions) -> list[Pass]:
     Raises: OptionError for every spec that does not parse, names no pass, sets an unknown option,
     contradicts another or can't be followed on the target.
     """
+    if options.backend == "ort" and options.cache in ("fp16", "int8"):
+        fact = "ONNX Runtime's attention takes an int8 cache only with scales that are fixed in advance"
+        if options.cache == "fp16":
+            fact = "ONNX Runtime's attention would cast a fp16 cache to fp32 and back for every token"
+        raise OptionError("--cache", fact, "use --backend native, or --cache fp32")
     order = stages(options)
     options = replace(options, enable=(*asked(options), *options.enable))
     enabled, disabled = _selection(options, {step.name: step for stage in order for step in stage.passes})

@@ -29,13 +29,14 @@ WEIGHTS: dict[str, tuple[Pass, ...]] = {
 """By precision: weights in blocks of few bits, which their kernels multiply with 8-bit activations."""
 
 INTEGERS: tuple[Pass, ...] = (
-    SmoothActivations(),
     FuseConvScale(),
     QuantizeActivations(),
+    SmoothActivations(),
     QuantizeWeights(bits=8),
 )
 """For int8 under ONNX Runtime, whose products of 8-bit integers are 3.5 times as fast as those of float32,
-and those of blocked weights 1.3 times. What they don't take is rounded in blocks."""
+and those of blocked weights 1.3 times. What they don't take is rounded in blocks. Integer products even
+channels out for themselves: factors that are best for blocks cost MiniLM a twentieth of its error."""
 
 __all__ = [
     "BF16",

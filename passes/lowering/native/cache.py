@@ -41,7 +41,8 @@ class NativeCache(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Change the dtype of all state inputs and outputs, if FusedAttention alone reads and writes them."""
         if program.decoding is None or not program.decoding.state:
-            return PassResult()
+            note = Note("main", f"the program keeps no KV cache that could be in {self.dtype}")
+            return PassResult() if self.dtype == "auto" else PassResult(declined=(note,))
         graph = program.entries[program.decoding.entry].graph
         name = self.dtype if self.dtype != "auto" else "fp32" if _is_wide(graph) else "fp16"
         values = {value.name: value for value in (*graph.inputs, *graph.outputs)}
