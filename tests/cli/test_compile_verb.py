@@ -122,6 +122,39 @@ def test_every_option_reaches_the_driver(call: Call, driver_calls: list[Any], tm
     assert (output, save_ir) == (Path("out"), tmp_path)
 
 
+def test_precision_sparsity_rank_cache_calibration_and_goal_reach_the_driver(
+    call: Call, driver_calls: list[Any]
+) -> None:
+    given = ("--sparsity", "channels:0.3,block:0.8", "--rank", "0.5", "--cache", "int8", "--goal", "size")
+    call("compile", "m.onnx", "--precision", "bf16", "--calib", "data.npz", "--budget", "0.02", *given)
+    assert driver_calls[0][1] == CompileOptions(
+        precision="bf16", sparsity="channels:0.3,block:0.8", rank=0.5, cache="int8", calib="data.npz",
+        budget=0.02, goal="size",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "fix"),
+    [
+        ("--sparsity", "stripes:0.5", "write 0.5, 2:4, block:0.8"),
+        ("--sparsity", "1.5", "write 0.5, 2:4"),
+        ("--sparsity", "0.5,block:0.8", "choose one"),
+        ("--rank", "1.5", "such as 0.5"),
+        ("--cache", "int3", "use one of auto, fp32, fp16, int8"),
+        ("--goal", "both", "use one of speed, size"),
+        ("--precision", "int2", "use one of fp32, fp16, bf16, int8, int4"),
+        ("--budget", "-1", "such as"),
+    ],
+)
+def test_options_that_do_not_parse_are_told_what_does(
+    call: Call, driver_calls: list[Any], flag: str, value: str, fix: str
+) -> None:
+    result = call("compile", "m.onnx", flag, value, "-q")
+    assert result.exit_code == 2
+    assert flag in result.stderr and fix in " ".join(result.stderr.split())
+    assert not driver_calls
+
+
 @pytest.mark.parametrize("flag", ["--target", "--device", "--provider"])
 def test_target_has_the_names_other_tools_use(call: Call, driver_calls: list[Any], flag: str) -> None:
     call("compile", "m.onnx", flag, "CUDAExecutionProvider")
