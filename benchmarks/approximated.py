@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,18 +66,27 @@ def smollm2(work: Path = WORK) -> Program:
 def smollm2_scores(
     work: Path, name: str, cases: Sequence[Case], windows: int, threads: int | None
 ) -> dict[str, tuple[Score, dict[str, Any]]]:
-    """By label: on the first ``windows`` of bench_quantization's; calibrated on its calibration text."""
-    program, scores = smollm2(work), Scores(work / f"{name}.json")
-    source = source_of(work, program, threads)
+    """By label: on the first ``windows`` of bench_quantization's; calibrated on its calibration text.
+
+    What is in ``work`` already is not measured again.
+    """
+    scores = Scores(work / f"{name}.json")
     chosen = sorted(range(COUNT), key=lambda w: (w % 5 != 0, w))[:windows]
-    moments: Moments | None = None
+    missing = [case for case in cases if scores.missing(case.label, chosen)]
+    if missing:
+        _measure(work, scores, missing, chosen, threads)
+    return {c.label: (Score.of(scores.windows(c.label, chosen)), scores.facts(c.label)) for c in cases}
+
+
+def _measure(
+    work: Path, scores: Scores, cases: Sequence[Case], chosen: Sequence[int], threads: int | None
+) -> None:
+    program = smollm2(work)
+    source = source_of(work, program, threads)
+    text = work / "calibration.txt"
+    text.write_text(documentation()[0], encoding="utf-8")
+    moments = measured_moments(program, samples_of(program, str(text)).inputs, threads)
     for case in cases:
-        if not scores.missing(case.label, chosen):
-            continue
-        if moments is None:
-            text = work / "calibration.txt"
-            text.write_text(documentation()[0], encoding="utf-8")
-            moments = measured_moments(program, samples_of(program, str(text)).inputs, threads)
         made, result = approximated(program, case, moments)
         facts: dict[str, Any] = {
             "changed": result.changed,
@@ -96,7 +106,6 @@ def smollm2_scores(
         gc.collect()
         score = Score.of(scores.windows(case.label, chosen))
         print(f"  {case.label}: perplexity {score.perplexity:.2f}, KL {score.kl:.4f}", file=sys.stderr)
-    return {c.label: (Score.of(scores.windows(c.label, chosen)), scores.facts(c.label)) for c in cases}
 
 
 def _elements(program: Program) -> int:
@@ -118,14 +127,23 @@ def minilm() -> Program:
     return program
 
 
-def minilm_scores(cases: Sequence[Case], threads: int | None) -> dict[str, dict[str, float]]:
-    """By label: mean and least cosine of the mean embedding of ``SENTENCES`` sentences with the source's."""
+def minilm_scores(
+    work: Path, name: str, cases: Sequence[Case], threads: int | None
+) -> dict[str, dict[str, float]]:
+    """By label: mean and least cosine of the mean embedding of ``SENTENCES`` sentences with the source's.
+
+    What is in ``work`` already is not measured again.
+    """
+    file = work / f"{name}-minilm.json"
+    found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+    missing = [case for case in cases if case.label not in found]
+    if not missing:
+        return {case.label: found[case.label] for case in cases}
     program = minilm()
     calibration, evaluation = (sentences(program, text) for text in documentation())
     moments = measured_moments(program, calibration, threads)
     wanted = embeddings(program, evaluation, threads)
-    found = {}
-    for case in cases:
+    for case in missing:
         made, result = approximated(program, case, moments)
         got = embeddings(made, evaluation, threads)
         norms = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
@@ -134,8 +152,9 @@ def minilm_scores(cases: Sequence[Case], threads: int | None) -> dict[str, dict[
             "mean": float(cosine.mean()), "least": float(cosine.min()), "changed": result.changed,
             "declined": len(result.declined), "weights": _elements(made),
         }  # fmt: skip
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"  {case.label}: cosine {cosine.mean():.4f}", file=sys.stderr)
-    return found
+    return {case.label: found[case.label] for case in cases}
 
 
 def embeddings(program: Program, inputs: Sequence[Arrays], threads: int | None) -> Any:

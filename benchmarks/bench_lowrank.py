@@ -65,7 +65,7 @@ def accuracy(windows: int, threads: int | None) -> list[str]:
     lines += [
         f"| {label} | {figures['changed']:.0f} | {figures['declined']:.0f} | {figures['mean']:.4f} "
         f"| {figures['least']:.4f} |"
-        for label, figures in minilm_scores(CASES, threads).items()
+        for label, figures in minilm_scores(WORK, "lowrank", CASES, threads).items()
     ]
     return lines
 

@@ -183,7 +183,7 @@ def accuracy(windows: int, threads: int | None) -> list[str]:
         "", approximated.MINILM, "",
         "| removed | mean cosine | least | elements of matrices, millions |", "|---|---|---|---|",
     ]  # fmt: skip
-    for label, figures in minilm_scores(MINILM, threads).items():
+    for label, figures in minilm_scores(WORK, "structured", MINILM, threads).items():
         lines.append(
             f"| {label} | {figures['mean']:.4f} | {figures['least']:.4f} | {figures['weights'] / 1e6:.1f} |"
         )

@@ -136,7 +136,7 @@ def test_declines_with_the_figures() -> None:
     assert "asks for calibration" in reasons(run_pass(PruneChannels(method="surgeon"), mlp()))
     for options in ({"share": 1.5}, {"method": "luck"}, {"multiple": 0}):
         with pytest.raises(OptionError):
-            PruneChannels(**options)  # type: ignore[arg-type]
+            PruneChannels(**options)
     with pytest.raises(OptionError):
         PruneHeads(groups="some")
 
@@ -278,16 +278,13 @@ def attention(rank: int, kv: int = 2, mask: bool = False, cached: bool = False) 
     x = b.input("x", ("batch", "tokens", 24))
     q, k, v = (b.op("MatMul", x, b.weight(n, normal(24, 8 * h))) for n, h in (("q", 4), ("k", kv), ("v", kv)))
     if rank == 4:
+        cuts = {n: b.weight(f"cut{n}", np.array([0, 0, n, 8])) for n in {4, kv}}
         q, k, v = (
-            b.op(
-                "Transpose", b.op("Reshape", t, b.weight(f"r{n}", np.array([0, 0, n, 8]))), perm=[0, 2, 1, 3]
-            )
-            if f"r{n}" not in b.graph.initializers
-            else b.op("Transpose", b.op("Reshape", t, b.graph.initializers[f"r{n}"]), perm=[0, 2, 1, 3])
+            b.op("Transpose", b.op("Reshape", t, cuts[n]), perm=[0, 2, 1, 3])
             for t, n in ((q, 4), (k, kv), (v, kv))
         )
     bias = b.weight("alibi", normal(4, 5, 5)) if mask else None
-    counts = {} if rank == 4 else {"q_num_heads": 4, "kv_num_heads": kv}
+    counts: dict[str, Any] = {} if rank == 4 else {"q_num_heads": 4, "kv_num_heads": kv}
     y, present, *_ = b.ops("Attention", q, k, v, bias, outputs=3, is_causal=1, **counts)
     if rank == 4:
         y = b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1, 3]), b.weight("flat", np.array([0, 0, 32])))
