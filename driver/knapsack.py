@@ -17,7 +17,7 @@ def cheapest(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
     Exact up to the rounding of errors, by dynamic programming. Where not even the least errors fit, the
     options of least error are taken.
 
-    >>> cheapest([[0.0, 1.0, 4.0], [0.0, 1.0, 9.0]], [[9.0, 5.0, 1.0], [9.0, 6.0, 1.0]], 5.0)
+    >>> cheapest([[0.0, 1.0, 4.0], [0.0, 1.0, 9.0]], [[9.0, 5.0, 1.0], [9.0, 6.0, 1.0]], 5.5)
     [2, 1]
     """
     least = [list(options).index(min(options)) for options in errors]
