@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import interleave as shared
 import numpy as np
 from bench_encoder import bert, dynamic_int8, inputs_of
 
 SENTENCES, TOKENS = 200, 128
-Array = np.ndarray[Any, Any]
-Sample = shared.Arrays
+Array: TypeAlias = "np.ndarray[Any, Any]"
+Sample: TypeAlias = dict[str, Array]
 
 STATIC = "quantize-activations{{mode=static,range={}}}"
 FORMS: dict[str, dict[str, Any]] = {
@@ -123,7 +123,8 @@ def measure(
         firsts = [getattr(item, "last_hidden_state", item).numpy() for item in results]
         wanted = [embedding([first]) for first in firsts]
         data = folder / "calibration.npz"
-        np.savez(data, **{key: np.stack([sample[key] for sample in calibration]) for key in calibration[0]})
+        arrays = {key: np.stack([sample[key] for sample in calibration]) for key in calibration[0]}
+        np.savez(data, **arrays)  # type: ignore[arg-type]
         runs: dict[str, Callable[[Sample], Any]] = {}
         fp32 = stack.enter_context(shared.compiled(module, calibration[0], {}))
         runs[shared.OURS] = fp32.runner(threads=1).run
