@@ -104,7 +104,12 @@ def compile(  # noqa: A001 - the verb of the command line
     target: str = "cpu",
     backend: str = "auto",
     precision: str = "fp32",
+    sparsity: str | None = None,
+    rank: float | None = None,
+    cache: str = "auto",
+    calib: str | None = None,
     budget: float | None = None,
+    goal: str = "speed",
     output: str | PathLike[str] | None = None,
     dims: Mapping[str, object] | None = None,
     enable: Sequence[str] = (),
@@ -117,8 +122,11 @@ def compile(  # noqa: A001 - the verb of the command line
     ``model``: a path (``.onnx``, ``.pt2``, ``.keras``, a Hugging Face folder), a torch module or
     exported program, a Keras model, or an ONNX model in memory. ``inputs``: example inputs as the
     source takes them (a tuple, a dict by parameter name, one tensor); made up if None. ``dims``: ranges of
-    named dimensions, ``{"batch": (1, 64)}`` or ``{"batch": "1..64"}``. ``budget``: greatest scaled
-    error allowed. ``output``: the folder; a temporary one, removed with the Executable, if None. Further
+    named dimensions, ``{"batch": (1, 64)}`` or ``{"batch": "1..64"}``. ``precision``,
+    ``sparsity`` (``"channels:0.3,block:0.8"``), ``rank`` (share of a weight's size), ``cache`` (of keys and
+    values) make it smaller; ``calib``, an ``.npz`` or a text file, is what activations are measured on.
+    ``budget``: greatest error allowed, scaled or mean KL; ``goal``: what is made small within it, ``"speed"``
+    or ``"size"``. ``output``: the folder; a temporary one, removed with the Executable, if None. Further
     keywords are fields of ``CompileOptions``.
 
     Raises: CompileError (see ``miaotui.compiler.errors``) if the model can't be compiled as asked.
@@ -130,7 +138,12 @@ def compile(  # noqa: A001 - the verb of the command line
         target=target,
         backend=backend,
         precision=precision,
+        sparsity=sparsity,
+        rank=rank,
+        cache=cache,
+        calib=calib,
         budget=budget,
+        goal=goal,
         dims=dims,
         enable=enable,
         disable=disable,
