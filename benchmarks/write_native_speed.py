@@ -97,7 +97,7 @@ class Weight:
         pool = self.pool if cold and count <= 16 else self.pool[: self.packed.size]
         start = time.process_time()
         kernels.best(self.code, self.index, self.packed, count, 1, pool)
-        return (time.process_time() - start) / (pool.size // self.packed.size)
+        return (time.process_time() - start) / int(pool.size // self.packed.size)
 
     def gain(self, dense: Weight, count: int, cold: bool) -> float:
         """Times as fast as ``dense``: the median of pairs, one timed right behind the other."""
