@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 from bench_decode import hugging_face_folder
-from bench_quantization import COUNT, session, source_of
+from bench_quantization import COUNT, Imported, calibrated, session, source_of
 from corpus import documentation
 from interleave import Arrays
 from miaotui.compiler.options import CompileOptions
 from miaotui.compiler.program import Program
 from miaotui.driver.calibration import measured_moments
-from miaotui.driver.samples import samples_of
 from miaotui.frontends.load import load
 from miaotui.passes.base import PassContext, PassResult, parse_pass_spec
 from miaotui.passes.cleanup import CLEANUP
@@ -54,26 +53,25 @@ def approximated(program: Program, case: Case, moments: Moments) -> tuple[Progra
     return copy, results[0][1]
 
 
-def smollm2(work: Path = WORK) -> Program:
+def smollm2(work: Path = WORK) -> Imported:
     """SmolLM2-135M-Instruct, dequantized, as it is when passes approximate its weights."""
     work.mkdir(parents=True, exist_ok=True)
-    program = load(hugging_face_folder(work / "smollm2"), CompileOptions()).program
-    program.entries = {"main": program.main}
-    run_pipeline(program, [*CLEANUP, *RAISING, *CLEANUP], PassContext())
-    return program
+    return Imported(hugging_face_folder(work / "smollm2"))
 
 
 def smollm2_scores(
-    work: Path, name: str, cases: Sequence[Case], windows: int, threads: int | None
+    work: Path, name: str, cases: Sequence[Case], windows: int, threads: int | None, known: bool = False
 ) -> dict[str, tuple[Score, dict[str, Any]]]:
     """By label: on the first ``windows`` of bench_quantization's; calibrated on its calibration text.
 
-    What is in ``work`` already is not measured again.
+    What is in ``work`` already is not measured again; ``known``: only that is told.
     """
     scores = Scores(work / f"{name}.json")
     chosen = sorted(range(COUNT), key=lambda w: (w % 5 != 0, w))[:windows]
     missing = [case for case in cases if scores.missing(case.label, chosen)]
-    if missing:
+    if known:
+        cases = [case for case in cases if case not in missing]
+    elif missing:
         _measure(work, scores, missing, chosen, threads)
     return {c.label: (Score.of(scores.windows(c.label, chosen)), scores.facts(c.label)) for c in cases}
 
@@ -81,13 +79,10 @@ def smollm2_scores(
 def _measure(
     work: Path, scores: Scores, cases: Sequence[Case], chosen: Sequence[int], threads: int | None
 ) -> None:
-    program = smollm2(work)
-    source = source_of(work, program, threads)
-    text = work / "calibration.txt"
-    text.write_text(documentation()[0], encoding="utf-8")
-    moments = measured_moments(program, samples_of(program, str(text)).inputs, threads)
+    imported = smollm2(work)
+    source, moments = source_of(work, imported, threads), calibrated(work, imported.program, "documentation")
     for case in cases:
-        made, result = approximated(program, case, moments)
+        made, result = approximated(imported.program, case, moments)
         facts: dict[str, Any] = {
             "changed": result.changed,
             "declined": len(result.declined),
@@ -128,17 +123,17 @@ def minilm() -> Program:
 
 
 def minilm_scores(
-    work: Path, name: str, cases: Sequence[Case], threads: int | None
+    work: Path, name: str, cases: Sequence[Case], threads: int | None, known: bool = False
 ) -> dict[str, dict[str, float]]:
     """By label: mean and least cosine of the mean embedding of ``SENTENCES`` sentences with the source's.
 
-    What is in ``work`` already is not measured again.
+    What is in ``work`` already is not measured again; ``known``: only that is told.
     """
     file = work / f"{name}-minilm.json"
     found: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
     missing = [case for case in cases if case.label not in found]
-    if not missing:
-        return {case.label: found[case.label] for case in cases}
+    if known or not missing:
+        return {case.label: found[case.label] for case in cases if case.label in found}
     program = minilm()
     calibration, evaluation = (sentences(program, text) for text in documentation())
     moments = measured_moments(program, calibration, threads)
