@@ -113,6 +113,18 @@ METRICS = {"scaled": "scaled", "kl": "nats of KL a token"}
 """How the error is told, by the report's ``metric``."""
 
 
+def _chosen(budget: Mapping[str, Any] | None) -> str | None:
+    """What a budget chose, in a line: its error, and how many groups of weights are in which format."""
+    if budget is None:
+        return None
+    counts: dict[str, int] = {}
+    for row in budget["groups"]:
+        counts[row["format"]] = counts.get(row["format"], 0) + 1
+    formats = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda i: -i[1]))
+    used = f"{budget['error']:.2g} of {budget['budget']:.2g} {METRICS[budget['metric']]}"
+    return f"{used}; groups of weights: {formats or 'none'}"
+
+
 def default_output(model: str) -> Path:
     """``dir/bert.onnx`` → ``bert.miaotui`` in the current folder."""
     path = Path(model).resolve()
@@ -172,6 +184,7 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
         [
             ("unsupported", "\n".join(map(str, report.get("unsupported", ())))),
             ("error", told),
+            ("budget", _chosen(report.get("budget"))),
             ("latency", tables.latency(times)),
             ("size", ", ".join(f"{name} {tables.megabytes(size)}" for name, size in sizes.items())),
             ("not measured", _unmeasured(report.get("waterfall") or {})),

@@ -83,10 +83,8 @@ def _offers(step: Pass, precision: str) -> list[tuple[str, str, str]]:
 
 
 def _label(step: Pass) -> str:
-    known = {key: getattr(step, key) for key in ("pattern", "sparsity", "rank") if hasattr(step, key)}
+    """Its name and what says how much it takes away: ``prune-weights block 0.8``."""
+    known = [getattr(step, key) for key in ("pattern", "sparsity", "share", "rank") if hasattr(step, key)]
     return " ".join(
-        [
-            step.name.split("-")[0],
-            *(f"{value:g}" if isinstance(value, float) else str(value) for value in known.values()),
-        ]
+        [step.name, *(f"{value:g}" if isinstance(value, float) else str(value) for value in known)]
     )

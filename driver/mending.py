@@ -177,6 +177,11 @@ def _raised(
         with journal.stage("choose"):
             error = meter.metric.additive(found.verification.error)
             chosen, least = search.raised(start, max(error, search.measured(start)))
+            if chosen is not None:  # the last step may have taken more than was needed
+                search.rows = {g: [r for r in rows[g] if r.error <= start[g].error] for g in rows}
+                other, found_error = search.run()
+                if other is not None and search.total(other) < search.total(chosen):
+                    chosen, least = other, found_error
         settled = held(chosen, meter.metric, options.budget, least)
     raised = [
         Raised(group.weights, start[group].format.label, row.format.label, row.nbytes - start[group].nbytes)

@@ -64,7 +64,7 @@ class Search:
                 found = max(found, self.built(chosen))
             least = min(least, found)
             if found <= self.bound:
-                if best is None or self._total(chosen) < self._total(best[0]):
+                if best is None or self.total(chosen) < self.total(best[0]):
                     best = chosen, found
                 holds = max(holds, (predicted, found))
                 if found >= USED * self.bound or self._is_cheapest(chosen):
@@ -130,7 +130,8 @@ class Search:
         share = min(0.9, max(0.1, (aim - below) / max(above - below, 1e-300)))
         return low + (high - low) * share
 
-    def _total(self, chosen: Mapping[Group, Row]) -> float:
+    def total(self, chosen: Mapping[Group, Row]) -> float:
+        """What a choice costs."""
         return sum(self.cost(row) for row in chosen.values())
 
     def _is_cheapest(self, chosen: Mapping[Group, Row]) -> bool:
