@@ -23,7 +23,7 @@ import numpy as np
 from miaotui.compiler.options import Target
 from miaotui.runtime.conditions import conditions
 from miaotui.runtime.timing import interleave
-from pruning_accuracy import Cost, minilm, smollm2
+from pruning_accuracy import Cost, minilm, prunings, smollm2
 
 DENSE, ORT = "native dense", "onnxruntime dense"
 SHARES = (0.8, 0.9)
@@ -191,7 +191,8 @@ def _conditions(part: dict[str, Any]) -> str:
     at = part["conditions"]
     tokens = {row["tokens"] for row in part["rows"] if row.get("model", "").startswith("SmolLM2")}
     judged = f"; SmolLM2 judged on {tokens.pop():,} tokens" if tokens else ""
-    return f"{at['cpu']}, {at['cores']} cores, load {at['load']:.1f}{judged}."
+    rough = " Others were computing meanwhile: times are rough." if at["load"] > at["cores"] else ""
+    return f"{at['cpu']}, {at['cores']} cores, load {at['load']:.1f}{judged}.{rough}"
 
 
 def _accuracy_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -200,7 +201,8 @@ def _accuracy_table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         figures = " | ".join(f"{row['figures'][name]:.4g}" for name in names)
         lines.append(f"| {row['pattern']} | {row['sparsity']:.0%} | {row['method']} | {figures} |")
-    return [*lines, ""]
+    missing = 1 + len(list(prunings())) - len(rows)
+    return [*lines, "", *([f"{missing} of the ways to prune are not measured yet.", ""] if missing else [])]
 
 
 if __name__ == "__main__":
