@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prefix = steps[: steps.index(approximating(steps)[0])]
     prepared, context = reached(program, prefix, context)
     vocabulary = program.main.graph.outputs[0].shape[-1]  # type: ignore[index]
-    metric = Metric(int(vocabulary))  # type: ignore[call-overload]
+    metric = Metric(int(str(vocabulary)))
     with Meter(prepared, steps, context, samples.inputs, metric, "int4", arguments.threads) as meter:
         found = sensitivity(meter, Journal(Progress()), arguments.patience)
         rows = {group: [row for row in found if row.group == group] for group in meter.groups}
