@@ -101,9 +101,10 @@ class Manifest:
     """Everything known about an executable folder.
 
     ``default``: the variant that runs unless another is named. ``layers``: source layer path → name of
-    the value it computes. ``options``, ``timings``: as the driver gave them, any JSON. ``plan``: what a budget
-    chose, the options of each pass by weight. ``environment``: package → version. ``files``: every file but the manifest; the writer fills it. ``decoding``: how the
-    entry with state is driven, None for a model that keeps none.
+    the value it computes. ``options``, ``timings``: as the driver gave them, any JSON. ``plan``: what a
+    budget chose, the options of each pass by weight. ``environment``: package → version. ``files``: every
+    file but the manifest; the writer fills it. ``decoding``: how the entry with state is driven, None for a
+    model that keeps none.
     """
 
     name: str
