@@ -37,7 +37,7 @@ COUNT, QUICK = 12, 2
 UNIFORM = ("int4 g128", "int4 g64", "int4 g32", "int8 g32")
 """Formats of all linear weights; the output layer, which is the embedding table too, is in 8 bits, and in a
 second point of each in 4 bits like the rest."""
-BUDGETS = (0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07)
+BUDGETS = (0.0005, 0.0015, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.12)
 """Mean KL on the calibration text."""
 PATIENCE = 3600.0
 
