@@ -65,28 +65,19 @@ def texts(source: Any, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.slow
-def test_greedy_text_equals_transformers_for_256_tokens(executable: Executable, texts: Any) -> None:
+def test_writes_what_transformers_writes(executable: Executable, source: Any, texts: Any) -> None:
+    """256 greedy tokens; in chunks, a batch, with drafts; logits: in one test, whose fixtures take a minute."""
+    import torch
+
     for ids, expected in texts:
         assert list(executable.generate(ids, max_tokens=COUNT).ids) == expected
-
-
-@pytest.mark.slow
-def test_the_text_is_the_same_in_chunks_in_a_batch_and_with_drafts(
-    executable: Executable, texts: Any
-) -> None:
     prompts, expected = [ids for ids, _ in texts], [text[:32] for _, text in texts]
     for options in ({"speculate": 8}, {"rows": 2, "prefill_chunk": 5}):
         made = executable.generate(prompts, max_tokens=32, **options)
         assert [list(g.ids) for g in made] == expected, options
     repeating = executable.generate(prompts[1], max_tokens=32, speculate=8)
     assert repeating.timings.accepted > 0
-
-
-@pytest.mark.slow
-def test_logits_equal_transformers(executable: Executable, source: Any, texts: Any) -> None:
-    import torch
-
     ids = [*texts[0][0], *texts[0][1]]
     with torch.no_grad():
-        expected = source(torch.tensor([ids])).logits[0].numpy()
-    np.testing.assert_allclose(executable.logits(ids), expected, atol=2e-3)
+        wanted = source(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(executable.logits(ids), wanted, atol=2e-3)

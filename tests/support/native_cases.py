@@ -189,7 +189,7 @@ class Library:
         text += _HARNESS % (", ".join(names), ", ".join(str(len(c.entry.steps)) for c in cases))
         source, library = folder / "cases.c", folder / "cases.so"
         source.write_text(text)
-        flags = [*quick(), *FLAGS, *os.environ.get("MIAOTUI_TEST_CFLAGS", "").split()]
+        flags = [*quick(tools), *FLAGS, *os.environ.get("MIAOTUI_TEST_CFLAGS", "").split()]
         (tools or find_toolchain()).compile([source], library, flags)
         self._call = ctypes.CDLL(str(library)).run_case
         self._call.restype = ctypes.c_char_p

@@ -19,13 +19,13 @@ Run = Callable[[Toolchain, Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 
 @functools.cache
-def quick() -> tuple[str, ...]:
-    """Flags for tests of what code computes, not of how fast.
+def quick(tools: Toolchain | None = None) -> tuple[str, ...]:
+    """Flags of a compiler for tests of what code computes, not of how fast; by default the one compiles take.
 
     gcc drops the branches of a kernel that its spec rules out by value ranges, which -O1 does not look at:
     with them -Og takes a third of the time. clang, which knows neither, takes -O1.
     """
-    compiler = find_toolchain()
+    compiler = tools or find_toolchain()
     is_clang = compiler.is_zig or "clang" in compiler.version()
     return ("-O1",) if is_clang else ("-Og", "-ftree-vrp")
 
