@@ -66,7 +66,7 @@ def texts(source: Any, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.slow
 def test_writes_what_transformers_writes(executable: Executable, source: Any, texts: Any) -> None:
-    """256 greedy tokens; in chunks, a batch, with drafts; logits: in one test, whose fixtures take a minute."""
+    """256 greedy tokens; in chunks, a batch, with drafts; logits; one test, for its fixtures take long."""
     import torch
 
     for ids, expected in texts:
