@@ -56,7 +56,7 @@ class _Part:
         mine, theirs = self.form, other.form
         kinds = {b is None for b in (*self.biases, *other.biases)}
         same = (mine.format, mine.group) == (theirs.format, theirs.group)
-        if not same or mine.rows % TILE or len(kinds) > 1 or len(self.weights[0]) > 1:
+        if not same or not mine.tiled or mine.rows % TILE or len(kinds) > 1 or len(self.weights[0]) > 1:
             return None
         form = replace(mine, rows=mine.rows + theirs.rows)
         return _Part(self.weights + other.weights, self.biases + other.biases, form)

@@ -18,7 +18,8 @@ class PackedWeight:
     ``format``: its C enumerator. ``group``: columns that share a scale, 0 where the format has none.
     ``rows``, ``columns``: of the weight before padding; of a gated pair, ``rows`` counts one of the two.
     ``size``: bytes. ``chunks()``: its bytes in order, uint8 arrays, made as they are asked for, so that a
-    large weight is never in memory twice.
+    large weight is never in memory twice. ``tiled``: one tile lies behind the other with all that belongs to
+    it, so that the bytes of two weights in a row are those of both.
     """
 
     format: str
@@ -27,3 +28,4 @@ class PackedWeight:
     columns: int
     size: int
     chunks: Callable[[], Iterator[Array]]
+    tiled: bool = True

@@ -72,7 +72,7 @@ def pack_sparse(tensors: Sequence[ir.TensorProtocol]) -> PackedWeight:
         for first in range(0, len(masks), step):
             yield _values(arrays, masks, range(first, min(len(masks), first + step)))
 
-    return PackedWeight("WEIGHT_SPARSE", 0, rows, columns, size, chunks)
+    return PackedWeight("WEIGHT_SPARSE", 0, rows, columns, size, chunks, tiled=False)
 
 
 def _values(arrays: Sequence[Array], masks: Array, tiles: range) -> Array:
