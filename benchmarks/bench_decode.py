@@ -160,7 +160,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             f"| {r.threads} | {r.name} | {r.prefill_128:.0f} | {r.prefill_512:.0f} "
             f"| {r.decode:.1f} [{r.decode_p10:.1f}, {r.decode_p90:.1f}] | {r.near_ms:.2f} | {r.far_ms:.2f} "
             f"| {r.far_ms / r.near_ms:.2f} | {r.rival or ''} | {ratio(r.prefill_128_ratio)} "
-            f"| {ratio(r.prefill_512_ratio)} | {ratio(r.decode_ratio)}{spread} | {r.reach:.0%} |"
+            f"| {ratio(r.prefill_512_ratio)} | {ratio(r.decode_ratio)}{spread} | {f'{r.reach:.0%}' if r.reach else ''} |"
         )
     return lines
 
