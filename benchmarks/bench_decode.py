@@ -156,11 +156,12 @@ def table(rows: Sequence[Row]) -> list[str]:
 
     for r in rows:
         spread = "" if r.decode_low is None else f" [{r.decode_low:.2f}, {r.decode_high:.2f}]"
+        share = f"{r.reach:.0%}" if r.reach else ""  # native weights lie in a file that is not counted
         lines.append(
             f"| {r.threads} | {r.name} | {r.prefill_128:.0f} | {r.prefill_512:.0f} "
             f"| {r.decode:.1f} [{r.decode_p10:.1f}, {r.decode_p90:.1f}] | {r.near_ms:.2f} | {r.far_ms:.2f} "
             f"| {r.far_ms / r.near_ms:.2f} | {r.rival or ''} | {ratio(r.prefill_128_ratio)} "
-            f"| {ratio(r.prefill_512_ratio)} | {ratio(r.decode_ratio)}{spread} | {f'{r.reach:.0%}' if r.reach else ''} |"
+            f"| {ratio(r.prefill_512_ratio)} | {ratio(r.decode_ratio)}{spread} | {share} |"
         )
     return lines
 
