@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from limits import Limits, limits
-from miaotui.compiler.codegen.native.targets import isa_of
+from miaotui.compiler.codegen.isa import isa_of
 from miaotui.compiler.codegen.native.toolchain import find_toolchain
 from miaotui.compiler.options import Target
 from miaotui.runtime.conditions import conditions

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 from limits import limits
+from miaotui.compiler.codegen.isa import isa_of
 from miaotui.compiler.codegen.native.pack.blocked import pack_blocked, pack_gated
 from miaotui.compiler.codegen.native.pack.packed import PackedWeight
-from miaotui.compiler.codegen.native.targets import isa_of
 from miaotui.compiler.codegen.native.toolchain import find_toolchain
 from miaotui.compiler.ir.quantized import BlockedWeight
 from miaotui.compiler.options import Target

@@ -14,12 +14,12 @@ from typing import Any
 import bench_native_kernels as kernels
 import numpy as np
 import onnx_ir as ir
+from miaotui.compiler.codegen.isa import isa_of
 from miaotui.compiler.codegen.native.pack.blocked import pack_blocked
 from miaotui.compiler.codegen.native.pack.floats import pack_tensors
 from miaotui.compiler.codegen.native.pack.packed import TILE, PackedWeight
 from miaotui.compiler.codegen.native.pack.sparse import pack_sparse
 from miaotui.compiler.codegen.native.speed import NARROW, TABLE, WIDE
-from miaotui.compiler.codegen.native.targets import isa_of
 from miaotui.compiler.ir.quantized import BlockedWeight
 from miaotui.compiler.options import Target
 from miaotui.runtime.conditions import conditions

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..compiler.codegen.native.targets import isa_of
+from ..compiler.codegen.isa import isa_of
 from ..compiler.codegen.native.toolchain import find_toolchain
 from ..compiler.errors import OptionError, Problem, ToolError
 from ..compiler.options import BackendName, CompileOptions

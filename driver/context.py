@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from ..compiler.codegen.isa import features, isa_of
 from ..compiler.codegen.native.speed import kernel_speed
-from ..compiler.codegen.native.targets import features, isa_of
 from ..compiler.codegen.onnxruntime.placement import fallbacks
 from ..compiler.errors import PlacementError, Problem
 from ..compiler.ir.quantized import blocked_weight

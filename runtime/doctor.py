@@ -149,7 +149,7 @@ def _fix(provider: str, fact: str) -> str:
 
 def _native() -> Iterator[Finding]:
     """The C compiler, and what native code for this machine uses."""
-    from ..compiler.codegen.native.targets import isa_of
+    from ..compiler.codegen.isa import isa_of
     from ..compiler.codegen.native.toolchain import find_toolchain
     from ..compiler.errors import CompileError
     from ..compiler.options import Target

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from miaotui.compiler.codegen.native.targets import Isa
+from miaotui.compiler.codegen.isa import Isa
 from miaotui.compiler.codegen.native.toolchain import find_toolchain
 
 Array = npt.NDArray[Any]

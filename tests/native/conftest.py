@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from miaotui.compiler.codegen.native.targets import ISAS, can_run
+from miaotui.compiler.codegen.isa import ISAS, can_run
 from native.float_cases import Kernels
 from support.quick_c import quick
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from miaotui.compiler.codegen.isa import Isa
 from miaotui.compiler.codegen.native.pack import PackedWeight
-from miaotui.compiler.codegen.native.targets import Isa
 from miaotui.compiler.codegen.native.toolchain import find_toolchain
 from miaotui.compiler.dialect.linear import ACTIVATIONS
 

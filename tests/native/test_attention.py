@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from miaotui.compiler.codegen.native.targets import ISAS, can_run
+from miaotui.compiler.codegen.isa import ISAS, can_run
 from miaotui.compiler.dialect.fused_attention import fused_attention
 from miaotui.compiler.dialect.linear import normalized
 from miaotui.compiler.dialect.rotary import rotate

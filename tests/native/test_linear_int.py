@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from miaotui.compiler.codegen.isa import ISAS, can_run, isa_of
 from miaotui.compiler.codegen.native.pack.blocked import pack_blocked, pack_gated, pack_rows
-from miaotui.compiler.codegen.native.targets import ISAS, can_run, isa_of
 from miaotui.compiler.codegen.native.toolchain import find_toolchain
 from miaotui.compiler.dialect.linear import ACTIVATIONS
 from miaotui.compiler.options import Target

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from miaotui.compiler.codegen.isa import ISAS, can_run, isa_of
 from miaotui.compiler.codegen.native import targets, toolchain
 from miaotui.compiler.codegen.native.library import BASELINE, CODE, WEIGHTS
-from miaotui.compiler.codegen.native.targets import ISAS, can_run, isa_of
 from miaotui.compiler.codegen.native.toolchain import FLAGS, QUIET, Toolchain, find_toolchain
 from miaotui.compiler.errors import CompileError, OptionError, ToolError
 from miaotui.compiler.options import CPU_ARCHS, CompileOptions, Precision, Target

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miaotui.compiler.codegen.native.targets import WITHOUT
+from miaotui.compiler.codegen.isa import WITHOUT
 from miaotui.compiler.ir.builder import INT64, Builder
 from miaotui.compiler.program import Program
 from support.native_programs import build, opened

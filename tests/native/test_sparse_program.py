@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from miaotui.compiler.codegen.isa import ISAS
 from miaotui.compiler.codegen.native.speed import NARROW, WIDE, kernel_speed
-from miaotui.compiler.codegen.native.targets import ISAS
 from miaotui.compiler.ir.builder import Builder
 from miaotui.compiler.ir.evaluate import evaluate
 from miaotui.compiler.options import CompileOptions

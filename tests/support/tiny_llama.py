@@ -9,9 +9,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from miaotui.compiler.codegen.isa import Isa
 from miaotui.compiler.codegen.native.backend import NativeBackend
 from miaotui.compiler.codegen.native.library import BASELINE, CODE, LIBRARY, WEIGHTS
-from miaotui.compiler.codegen.native.targets import Isa
 from miaotui.compiler.codegen.native.toolchain import Toolchain
 from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import CompileOptions, Precision, Target

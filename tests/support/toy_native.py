@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from miaotui.compiler.codegen.isa import ISAS, Isa
 from miaotui.compiler.codegen.native.library import BASELINE, CODE, LIBRARY, WEIGHTS
-from miaotui.compiler.codegen.native.targets import ISAS, Isa
 from miaotui.compiler.codegen.native.toolchain import KERNELS, Toolchain, find_toolchain
 from miaotui.compiler.codegen.native.weights_file import HEADER, MAGIC, VERSION
 from miaotui.compiler.manifest import Entry

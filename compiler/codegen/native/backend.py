@@ -12,6 +12,7 @@ from ...options import Target
 from ...program import Program
 from ...weights import WeightStore
 from ..base import Build
+from ..isa import isa_of
 from .constants import Constants
 from .entry import EntryWriter, Finished
 from .functions import Functions
@@ -20,7 +21,6 @@ from .program import program_text
 from .sizes import Sizes
 from .support import reason_against
 from .tables import FINGERPRINT
-from .targets import isa_of
 from .toolchain import find_toolchain
 from .weights_file import WeightFile
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from .targets import Isa
+from ..isa import Isa
 from .toolchain import KERNELS, Toolchain, find_toolchain
 
 CODE, LIBRARY, WEIGHTS = "model.c", "libmodel.so", "model.weights"

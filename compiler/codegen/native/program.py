@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ...program import Program
+from ..isa import Isa
 from .emit.base import Size, factors
 from .entry import EntryWriter, Finished, with_weights
 from .tables import declared, facts, table
-from .targets import Isa
 from .weights_file import WeightFile
 
 _ALWAYS = ("program.h", "plan.h", "pool.h")

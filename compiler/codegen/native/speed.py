@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .targets import Isa
+from ..isa import Isa
 
 TABLE = Path(__file__).with_name("speed.tsv")
 """Written by ``benchmarks/write_native_speed.py``; its first line says where."""

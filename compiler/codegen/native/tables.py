@@ -7,10 +7,10 @@ import re
 import onnx_ir as ir
 
 from ...program import Decoding, DimRange, Program, dim_of
+from ..isa import Isa
 from .checks import checks_of
 from .emit.base import Size
 from .entry import EntryWriter, Finished
-from .targets import Isa
 from .weights_file import WeightFile
 
 FINGERPRINT = "FINGERPRINT"

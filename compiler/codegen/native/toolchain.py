@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...errors import CompileError, ToolError
-from .targets import Isa
+from ..isa import Isa
 
 KERNELS = Path(__file__).with_name("kernels")
 """Folder of the C headers that emitted code includes."""

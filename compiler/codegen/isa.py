@@ -1,4 +1,4 @@
-"""Instruction sets that native code is compiled for: their flags, and what a CPU must have to run them."""
+"""Instruction sets that code is compiled for: their flags, and what a CPU must have to run them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ...errors import OptionError
-from ...options import Target
+from ..errors import OptionError
+from ..options import Target
 
 NATIVE = "native"
 """``cpu:native`` is the CPU that compiles; so is ``cpu`` alone."""
@@ -100,7 +100,7 @@ def isa_of(target: Target) -> Isa:
     for isa in ISAS.values():
         if isa.machine == machine and have.issuperset(isa.needs):
             return isa
-    fact = f"this machine ({machine}) has no instruction set that native code is written for"
+    fact = f"this machine ({machine}) has no instruction set that code is compiled for"
     raise OptionError("--target", fact, f"name one of {', '.join(f'cpu:{name}' for name in ISAS)}")
 
 
