@@ -173,17 +173,12 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
     console.print()
     error, times = report.get("error") or {}, report.get("latency") or {}
     sizes = report.get("sizes") or {}
-    told = (
-        f"{error['scaled']:.2g} {METRICS[error['metric']]}, tolerance {error['tolerance']:.2g}, "
-        f"against {error['reference']}"
-        if error.get("scaled") is not None
-        else None
-    )
     tables.facts(
         console,
         [
             ("unsupported", "\n".join(map(str, report.get("unsupported", ())))),
-            ("error", told),
+            ("error", _told(error)),
+            ("faithful", _told(error.get("faithful") or {})),
             ("budget", _chosen(report.get("budget"))),
             ("latency", tables.latency(times)),
             ("size", ", ".join(f"{name} {tables.megabytes(size)}" for name, size in sizes.items())),
@@ -195,6 +190,14 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
     if why_not:
         console.print()
         tables.put(console, tables.why_not(report["passes"], why_not))
+
+
+def _told(error: Mapping[str, Any]) -> str | None:
+    """An error with its tolerance and what it is against, in a line."""
+    if error.get("scaled") is None:
+        return None
+    figures = f"{error['scaled']:.2g} {METRICS[error['metric']]}, tolerance {error['tolerance']:.2g}"
+    return f"{figures}, against {error['reference']}"
 
 
 def _unmeasured(fall: Mapping[str, Any]) -> str:

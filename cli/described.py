@@ -164,6 +164,7 @@ def _proof(proof: Certificate) -> dict[str, Any]:
         "metric": proof.metric,
         "tolerance": proof.tolerance,
         "outputs": dict(proof.outputs),
+        "faithful": None if proof.faithful is None else _proof(proof.faithful),
     }
 
 

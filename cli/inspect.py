@@ -144,6 +144,7 @@ def _show(summary: dict[str, Any], *, everything: bool) -> None:
             ("source", " ".join(summary["source"].values())),
             ("created", summary["created"]),
             ("proof", _proved(summary["certificate"])),
+            ("faithful", _proved((summary["certificate"] or {}).get("faithful"))),
             *(
                 (f"{entry}: {way}", _signature(e[f"{way}puts"], state))
                 for entry, e in summary["entries"].items()

@@ -81,6 +81,8 @@ class Certificate:
     """What was proved when the folder was written: the error of each output against ``reference``.
 
     ``metric``: ``scaled`` error, or ``kl``, the mean KL divergence of logits in nats a position.
+    ``faithful``: where weights are pruned or factored, the same against the program with those weights,
+    otherwise not optimized, within what the precision allows without pruning.
     """
 
     reference: str
@@ -89,6 +91,7 @@ class Certificate:
     outputs: Mapping[str, float]
     variant: str = ""
     metric: Literal["scaled", "kl"] = "scaled"
+    faithful: Certificate | None = None
 
     @property
     def error(self) -> float:

@@ -44,7 +44,7 @@ def find_culprit(
     workbench: Workbench,
     inputs: Arrays,
     tolerance: float,
-    is_good: Callable[[Built], bool],
+    is_good: Callable[[Lowered, Built], bool],
     without: frozenset[str] = frozenset(),
     lossy: bool = False,
 ) -> Culprit | None:
@@ -62,15 +62,15 @@ def find_culprit(
 
     low, high = 0, len(passes)
     bad = built(high)
-    if is_good(bad[1]):
+    if is_good(*bad):
         return None
     good = built(low) if passes else bad
-    if not passes or not is_good(good[1]):
+    if not passes or not is_good(*good):
         return Culprit(IMPORT)
     while high - low > 1:
         middle = (low + high) // 2
         probe = built(middle)
-        if is_good(probe[1]):
+        if is_good(*probe):
             low, good = middle, probe
         else:
             high, bad = middle, probe

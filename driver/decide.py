@@ -10,6 +10,7 @@ from ..runtime.bench import BenchResult
 from ..runtime.compare import Limit
 from .bisect import IMPORT, find_culprit
 from .context import check_session, precision_of
+from .faithful import Faithfulness
 from .lower import Lowered, Recipe
 from .never_slower import Trial, keep_what_pays, race
 from .progress import Journal
@@ -46,6 +47,11 @@ class Judge:
     evidence: Evidence
     options: CompileOptions
     journal: Journal
+    faithfulness: Faithfulness = field(init=False)
+
+    def __post_init__(self) -> None:
+        checked = Faithfulness(self.recipe, self.evidence, self.options, self.journal)
+        object.__setattr__(self, "faithfulness", checked)
 
     def judged(self, result: Result) -> Result:
         """The result proved; and if it can run here and timing is on, without the passes that cost time."""
@@ -70,25 +76,29 @@ class Judge:
         """
         while True:
             try:
-                proof = self._prove(result.best)
+                proof = self._prove(result.lowered, result.best)
             except ToolError as missing:
                 self.journal.note(f"not proved or timed here: {missing}")
                 return result
-            if proof.ok:
+            failed = proof.failed
+            if failed is None:
                 return replace(result, proof=proof)
             without = frozenset(result.reverted)
             culprit = find_culprit(
                 self.recipe,
                 self.bench,
                 self.evidence.cases[0].inputs,
-                self.limit(result.best).scaled,
-                lambda built: self._prove(built).ok,
+                failed.limit.scaled,
+                lambda lowered, built: self._prove(lowered, built).ok,
                 without,
             )
             if culprit is None or culprit.pass_name == IMPORT:
-                facts = "; ".join(str(item) for item in proof.found if not item.ok)
-                fact = f"differs from {self.evidence.reference} without any optional pass: {facts}"
-                raise VerificationError("verify", fact, "raise --budget if this error is acceptable")
+                facts = "; ".join(str(item) for item in failed.found if not item.ok)
+                fact = f"differs from {failed.reference} without any optional pass: {facts}"
+                fix = "raise --budget if this error is acceptable"
+                if failed is not proof:
+                    fix = "compile without --sparsity and --rank, and report it"
+                raise VerificationError("verify", fact, fix)
             reason = f"wrong result: {culprit}"
             self.journal.note(f"reverted {culprit.pass_name}: {reason}")
             reverted = {**result.reverted, culprit.pass_name: reason}
@@ -137,5 +147,6 @@ class Judge:
         vocabulary = None if built.decoding is None else built.decoding.vocabulary
         return Limit.of(precision_of(self.recipe.source, self.options), vocabulary, self.options.budget)
 
-    def _prove(self, built: Built) -> Proof:
-        return prove(built, self.evidence, self.limit(built), self.options.threads)
+    def _prove(self, lowered: Lowered, built: Built) -> Proof:
+        proof = prove(built, self.evidence, self.limit(built), self.options.threads)
+        return replace(proof, faithful=self.faithfulness.proof(lowered.milestones, built))

@@ -18,7 +18,7 @@ from .decide import Result
 from .page import page_of
 from .prefixes import Prefixes
 from .progress import Journal
-from .proof import Evidence
+from .proof import Evidence, Proof
 from .report import pass_records, report, text_of
 from .waterfall import waterfall
 from .workbench import operators, signature
@@ -92,12 +92,14 @@ def _spelled(array: Array) -> str:
 
 
 def _certificate(result: Result, variant: str) -> Certificate | None:
-    if result.proof is None:
-        return None
-    proof = result.proof
+    return None if result.proof is None else _certified(result.proof, variant)
+
+
+def _certified(proof: Proof, variant: str) -> Certificate:
     limit = proof.limit
     metric: Literal["scaled", "kl"] = "scaled" if limit.vocabulary is None else "kl"
-    return Certificate(proof.reference, proof.ok, limit.figure, proof.errors(), variant, metric)
+    faithful = None if proof.faithful is None else _certified(proof.faithful, variant)
+    return Certificate(proof.reference, proof.ok, limit.figure, proof.errors(), variant, metric, faithful)
 
 
 def _sizes(draft: Draft) -> dict[str, int]:

@@ -34,11 +34,22 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Milestones:
+    """The program before the first and behind the last pass that prunes or factors weights; their names."""
+
+    exact: Program
+    approximated: Program
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lowered:
-    """A program after the pipeline, and what each pass did."""
+    """A program after the pipeline, and what each pass did; ``milestones`` if weights are approximated."""
 
     program: Program
     steps: tuple[Step, ...]
+    milestones: Milestones | None = None
 
     def fired(self, lossy: bool = False) -> list[str]:
         """Names of the optional passes that changed something, in order, each once; ``LOSSY`` ones too."""
@@ -59,7 +70,35 @@ class Recipe:
         program = self.source.clone()
         timing, weights = Timing(), Weights()
         kept = [step for step in self.pipeline if step.name not in without]
-        results = run_pipeline(program, kept, self.context, [timing, weights, *observers])
+        copies = _Copies(self.source, kept)
+        results = run_pipeline(program, kept, self.context, [timing, weights, copies, *observers])
         told = zip(results, timing.seconds, weights.sizes, strict=True)
         steps = (Step(p, r, seconds, size) for (p, r), (_, seconds), size in told)
-        return Lowered(program, tuple(steps))
+        return Lowered(program, tuple(steps), copies.milestones())
+
+
+class _Copies:
+    """Keeps copies of the program around the passes that prune and factor; weights are shared."""
+
+    __slots__ = ("_at", "_count", "_exact", "_last", "_passes")
+
+    def __init__(self, source: Program, passes: Sequence[Pass]) -> None:
+        names = {step.name for step in (*SPARSITY, *LOWRANK)}
+        self._passes = passes
+        self._at = [index for index, step in enumerate(passes) if step.name in names]
+        self._count = 0
+        self._exact: Program | None = source if self._at and self._at[0] == 0 else None
+        self._last: Program | None = None
+
+    def after(self, step: Pass, program: Program, result: PassResult, seconds: float) -> None:
+        self._count += 1
+        if self._at and self._count == self._at[0]:
+            self._exact = program.clone()
+        if self._at and self._count == self._at[-1] + 1:
+            self._last = program.clone()
+
+    def milestones(self) -> Milestones | None:
+        if self._exact is None or self._last is None:
+            return None
+        first, last = (self._passes[self._at[index]].name for index in (0, -1))
+        return Milestones(self._exact, self._last, first, last)

@@ -37,9 +37,9 @@ def page_of(report: Mapping[str, Any]) -> str:
 def _facts(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     error, times = report["error"], report["latency"]
     if error is not None:
-        kind = "mean KL, nats a token" if error["metric"] == "kl" else "scaled error"
-        limit = f"{error['scaled']:.2g} {kind}; tolerance {error['tolerance']:.2g}"
-        yield "error", f"{limit}; against {error['reference']}"
+        yield "error", _error(error)
+        if error["faithful"] is not None:
+            yield "faithful", _error(error["faithful"])
     if times is not None:
         source, now = (1e3 * times[name]["median"] for name in ("source", "optimized"))
         ratio = "" if times["ratio"] is None else f", {times['ratio']:.2f} times as fast"
@@ -48,6 +48,11 @@ def _facts(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "nodes", f"{report['nodes']['before']} to {report['nodes']['after']}"
     for note in report["notes"]:
         yield "note", note
+
+
+def _error(error: Mapping[str, Any]) -> str:
+    kind = "mean KL, nats a token" if error["metric"] == "kl" else "scaled error"
+    return f"{error['scaled']:.2g} {kind}; tolerance {error['tolerance']:.2g}; against {error['reference']}"
 
 
 def _waterfall(fall: Mapping[str, Any], error: Mapping[str, Any] | None) -> str:

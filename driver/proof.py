@@ -53,16 +53,25 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Every output of every case against the source. ``ok`` only if all are within the tolerance."""
+    """Every output of every case against the source. ``ok`` only if all are within the tolerance.
+
+    ``faithful``: where weights are pruned or factored, also against the program with those weights.
+    """
 
     reference: str
     limit: Limit
     found: tuple[Difference, ...]
+    faithful: Proof | None = None
 
     @property
     def ok(self) -> bool:
         """Whether every output of every case is within its tolerance."""
-        return all(d.ok for d in self.found)
+        return all(d.ok for d in self.found) and (self.faithful is None or self.faithful.ok)
+
+    @property
+    def failed(self) -> Proof | None:
+        """What fails: itself against the source first, else ``faithful``; None if all is well."""
+        return None if self.ok else self if not all(d.ok for d in self.found) else self.faithful
 
     @property
     def worst(self) -> Difference | None:

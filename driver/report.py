@@ -54,7 +54,8 @@ def report(
     journal: Journal,
 ) -> Json:
     """The report; ``error`` and ``latency`` are null where nothing was proved or timed, ``budget`` where none
-    was set: what it chose for each group of weights, with its errors and bytes.
+    was set: what it chose for each group of weights, with its errors and bytes. ``faithful`` of ``error``:
+    the same against the program with pruned and factored weights, null where there are none.
     """
     gains = {trial.name: trial.gain for trial in trials}
     return {
@@ -91,6 +92,7 @@ def _error(proof: Proof) -> Json:
         "ok": proof.ok,
         "reference": proof.reference,
         "outputs": proof.errors(),
+        "faithful": None if proof.faithful is None else _error(proof.faithful),
     }
 
 

@@ -77,7 +77,7 @@ def _bisected(
                 bench,
                 case.inputs,
                 limit.scaled,
-                lambda built: prove(built, Evidence("", (case,)), limit, options.threads).ok,
+                lambda lowered, built: prove(built, Evidence("", (case,)), limit, options.threads).ok,
                 reverted,
                 lossy=True,
             )

@@ -72,7 +72,7 @@ def keep_wide(
                 bench,
                 evidence.cases[0].inputs,
                 judge.limit(built).scaled,
-                lambda b, judge=judge: prove(b, evidence, judge.limit(b), options.threads).ok,  # type: ignore[misc]
+                lambda _, b, judge=judge: prove(b, evidence, judge.limit(b), options.threads).ok,  # type: ignore[misc]
                 lossy=True,
             )
     fact = f"is not enough with {', '.join([*nodes, *keep])} in float32"
