@@ -1,0 +1,87 @@
+"""A PrimFunc written by Python: parameters, loops and stores, without parsing source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+_OPAQUE = 8
+"""``op_pattern`` of what no other operator is fused into."""
+
+
+class Body:
+    """What the body of a kernel is written with: loops are context managers, buffers are indexed.
+
+    Wraps TVM's IR builder, whose module every call would name else.
+    """
+
+    __slots__ = ("ir",)
+
+    def __init__(self, ir: Any) -> None:
+        self.ir = ir
+
+    def buffer(self, name: str, shape: Sequence[Any], dtype: str = "float32") -> Any:
+        """A parameter."""
+        return self.ir.arg(name, self.ir.buffer(tuple(shape), dtype))
+
+    def variable(self, name: str) -> Any:
+        """A dimension that the arguments fix."""
+        from tvm import tirx
+
+        return tirx.Var(name, "int64")
+
+    def local(self, *shape: int, dtype: str = "float32") -> Any:
+        """An array in registers."""
+        return self.ir.alloc_buffer(shape, dtype, scope="local")
+
+    def scratch(self, *shape: Any, dtype: str = "float32") -> Any:
+        """An array in memory."""
+        return self.ir.alloc_buffer(shape, dtype)
+
+    def serial(self, extent: Any) -> AbstractContextManager[Any]:
+        """A loop from 0."""
+        return self.ir.serial(0, extent)  # type: ignore[no-any-return]
+
+    def span(self, first: Any, last: Any) -> AbstractContextManager[Any]:
+        """A loop from ``first`` to before ``last``."""
+        return self.ir.serial(first, last)  # type: ignore[no-any-return]
+
+    def parallel(self, extent: Any) -> AbstractContextManager[Any]:
+        """A loop whose turns are shared by the threads."""
+        return self.ir.parallel(0, extent)  # type: ignore[no-any-return]
+
+    def vector(self, lanes: int) -> AbstractContextManager[Any]:
+        """A loop that is one vector instruction; of one lane it is a plain one."""
+        return self.ir.vectorized(0, lanes) if lanes > 1 else self.ir.serial(0, 1)  # type: ignore[no-any-return]
+
+    def store(self, buffer: Any, value: Any, *index: Any) -> None:
+        """``buffer[index] = value``."""
+        self.ir.buffer_store(buffer, value, list(index))
+
+    def fill(self, buffer: Any, value: float) -> None:
+        """Every number of a local array; its last dimension is a vector."""
+        *outer, lanes = (int(n) for n in buffer.shape)
+        for index in _indices(outer):
+            with self.vector(lanes) as v:
+                self.store(buffer, self.ir.float32(value), *index, v)
+
+
+def _indices(extents: Sequence[int]) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = [()]
+    for extent in extents:
+        found = [(*index, i) for index in found for i in range(extent)]
+    return found
+
+
+def prim_func(name: str, body: Callable[[Body], None], **attributes: Any) -> Any:
+    """The ``tvm.tirx.PrimFunc`` that ``body`` writes; its parameters are those ``body`` declares, in order."""
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.tirx.script.builder import ir
+
+    with IRBuilder() as builder, ir.prim_func():
+        ir.func_name(name)
+        fixed = {"tirx.is_scheduled": True, "tirx.noalias": True, "op_pattern": _OPAQUE}
+        ir.func_attr({"global_symbol": name, **fixed, **attributes})
+        body(Body(ir))
+    return builder.get()

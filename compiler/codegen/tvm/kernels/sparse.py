@@ -1,0 +1,210 @@
+"""Block-sparse MatMul: a constant weight whose blocks of 16 outputs by one input are mostly zero.
+
+A tile is 16 outputs; its blocks that are not zero lie in a row, with the input each belongs to. Tiles have as
+many blocks as they have, padded to a multiple of ``UNROLL`` where rows go one at a time: then that many sums
+run side by side, as the latency of an FMA needs. Rows in groups hide it themselves.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ....reference import Array
+from .build import Body, prim_func
+from .kernel import Cpu, Kernel
+from .math import ACTIVATIONS
+
+TILE = 16
+UNROLL = 4
+
+DENSE = 0.6
+"""Share of blocks besides zero from which ONNX Runtime's dense product is about as fast at one row."""
+
+_TASK_BYTES = 256 << 10
+"""Of weights that a thread goes through at a time: they stay in its second-level cache."""
+
+
+class Packed:
+    """A weight[N, K] as the kernel reads it: arrays of blocks, padded.
+
+    ``starts``: int32[tiles + 1], the first block of each tile. ``columns``: uint16 or int32[blocks].
+    ``bounds``: int32[tasks + 1], tiles cut so that all tasks have about as many blocks.
+    """
+
+    def __init__(self, tensor: ir.TensorProtocol, transposed: bool, tasks: int) -> None:
+        self._tensor, self._transposed = tensor, transposed
+        shape = tensor.shape.numpy()
+        self.outputs, self.inputs = shape if transposed else shape[::-1]
+        mask = self._mask()
+        counts = mask.sum(1)
+        padded = -(-counts // UNROLL) * UNROLL
+        self.starts = np.concatenate([[0], padded.cumsum()]).astype(np.int32)
+        self._at = self.starts[:-1].repeat(counts) + _positions(counts)
+        found = np.nonzero(mask)
+        self._tiles, self._inputs = found
+        last = np.where(counts, mask.shape[1] - 1 - mask[:, ::-1].argmax(1), 0)
+        columns = last.repeat(padded)
+        columns[self._at] = self._inputs
+        self.columns = columns.astype(np.uint16 if self.inputs <= 1 << 16 else np.int32)
+        share = np.linspace(0, self.starts[-1], min(tasks, len(counts)) + 1)
+        bounds = np.searchsorted(self.starts, share)
+        bounds[-1] = len(counts)
+        self.bounds = bounds.astype(np.int32)
+
+    @cached_property
+    def blocks(self) -> int:
+        """How many are stored, padding with them."""
+        return int(self.starts[-1])
+
+    def values(self) -> ir.Tensor:
+        """float32[blocks, 16]."""
+        values = np.zeros((self.blocks, TILE), np.float32)
+        values[self._at] = self._tiled()[self._tiles, :, self._inputs]
+        return ir.Tensor(values)
+
+    def _tiled(self) -> Array:
+        """float32[tiles, 16, K]: a view where N is a multiple of 16."""
+        array = self._tensor.numpy()
+        array = array if self._transposed else array.T
+        array = np.pad(array, ((0, -self.outputs % TILE), (0, 0))) if self.outputs % TILE else array
+        return array.reshape(-1, TILE, self.inputs)
+
+    def _mask(self) -> Array:
+        return np.any(self._tiled() != 0, axis=1)
+
+
+def _positions(counts: Array) -> Array:
+    """0, 1, … within each group."""
+    return np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+
+
+def declines(weight: ir.TensorProtocol, transposed: bool) -> str | None:
+    """Why a product with ``weight`` had better stay dense. ``transposed``: it is [N, K], else [K, N]."""
+    if weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
+        return "weight is no float32 matrix"
+    shape = weight.shape.numpy()
+    outputs, inputs = shape if transposed else shape[::-1]
+    if outputs < TILE or not inputs:
+        return f"weight has fewer than {TILE} outputs"
+    array = weight.numpy()
+    tiles = array if transposed else array.T
+    tiles = tiles[: outputs // TILE * TILE].reshape(-1, TILE, inputs)
+    for part in (tiles[:4], tiles):  # a look at the first tiles spares reading dense weights
+        share = float(np.any(part != 0, axis=1).mean())
+        if share > DENSE:
+            return f"{share:.0%} of its blocks of {TILE} outputs by 1 input are not zero, more than {DENSE:.0%}"
+    return None
+
+
+def matmul(
+    weight: ir.TensorProtocol,
+    rows: int | None,
+    cpu: Cpu,
+    *,
+    transposed: bool = False,
+    bias: bool = False,
+    activation: str = "",
+) -> Kernel:
+    """x[rows, K] (, bias[N]) → activation(x @ weight + bias)[rows, N]; weight[K, N], [N, K] if transposed.
+
+    ``activation``: a key of ``math.ACTIVATIONS``.
+    """
+    size = int(np.prod(weight.shape.numpy())) * 4
+    packed = Packed(weight, transposed, max(4 * cpu.threads if cpu.threads > 1 else 1, size // _TASK_BYTES))
+    name = f"sparse_matmul_{packed.inputs}x{packed.outputs}" + f"_{activation}" * bool(activation)
+    function = prim_func(name, partial(_write, packed, rows, cpu, bias, activation))
+    shape = ir.Shape([packed.blocks, TILE])
+    values = ir.LazyTensor(packed.values, dtype=ir.DataType.FLOAT, shape=shape)
+    return Kernel(name, function, (values, *map(ir.Tensor, (packed.columns, packed.starts, packed.bounds))))
+
+
+def groups(rows: int | None, cpu: Cpu) -> tuple[int, ...]:
+    """Rows that are taken together, greatest first; of a known number, only those that occur.
+
+    >>> groups(37, Cpu(16)), groups(1, Cpu(16)), groups(None, Cpu(8))
+    ((16, 5), (1,), (4, 1))
+    """
+    most = {16: 16, 8: 4}.get(cpu.lanes, 4)
+    if rows is None:
+        return tuple(g for g in (16, 4, 1) if g <= most)
+    return tuple(g for g in (most if rows >= most else 0, rows % most) if g)
+
+
+def _write(packed: Packed, rows: int | None, cpu: Cpu, bias: bool, activation: str, b: Body) -> None:
+    tiles, inputs, outputs = len(packed.starts) - 1, packed.inputs, packed.outputs
+    count = b.variable("rows") if rows is None else rows
+    x = b.buffer("x", (count, inputs))
+    added = b.buffer("bias", (outputs,)) if bias else None
+    blocks = b.variable("blocks")  # no constant: layers of one shape share the function
+    values = b.buffer("values", (blocks, TILE))
+    columns = b.buffer("columns", (blocks,), packed.columns.dtype.name)
+    starts = b.buffer("starts", (tiles + 1,), "int32")
+    bounds = b.buffer("bounds", packed.bounds.shape, "int32")
+    y = b.buffer("y", (count, outputs))
+    full, rest = outputs // TILE, outputs % TILE
+    sizes = groups(rows, cpu)
+    wide = sizes[0] if sizes[0] > 1 else 0
+    turned = _turn(b, x, count, wide, inputs) if wide > 1 else None
+    follow = ACTIVATIONS[activation]
+
+    def tile(t: Any, row: Any, group: int, source: Any, lanes: int) -> None:
+        """Outputs ``t * 16 …`` of ``group`` rows from ``row`` on; ``source(g, k)``: an input of row g."""
+        sums = UNROLL if group == 1 else 1
+        acc = b.local(group * sums, TILE)
+        b.fill(acc, 0.0)
+        with b.serial((starts[t + 1] - starts[t]) // sums) as p:
+            for u in range(sums):
+                at = starts[t] + p * sums + u
+                for g in range(group):
+                    with b.vector(TILE) as v:
+                        product = source(g, columns[at].astype("int32")) * values[at, v]
+                        b.store(acc, acc[g * sums + u, v] + product, g * sums + u, v)
+        for g in range(group):
+            with b.vector(lanes) as v:
+                total = acc[g * sums, v]
+                for u in range(1, sums):
+                    total = total + acc[g * sums + u, v]
+                b.store(y, total, row + g, t * TILE + v)
+        if added is not None or activation:
+            with b.serial(group) as g, b.vector(lanes) as v:
+                total = y[row + g, t * TILE + v]
+                total = total if added is None else total + added[t * TILE + v]
+                b.store(y, follow(total), row + g, t * TILE + v)
+
+    def all_groups(t: Any, lanes: int) -> None:
+        done: Any = 0
+        for group in sizes:
+            turns = (count - done) // group
+            first = done
+
+            def source(g: int, k: Any, i: Any, group: int = group, first: Any = first) -> Any:
+                if group == wide and turned is not None:
+                    return turned[i, k, g]
+                return x[first + i * group + g, k]
+
+            with b.serial(turns) as i:
+                tile(t, first + i * group, group, lambda g, k, i=i, s=source: s(g, k, i), lanes)
+            done = done + turns * group
+
+    with b.parallel(len(packed.bounds) - 1) as task, b.span(bounds[task], bounds[task + 1]) as t:
+        if not rest:
+            all_groups(t, TILE)
+        else:
+            with b.ir.If(t < full):
+                with b.ir.Then():
+                    all_groups(t, TILE)
+                with b.ir.Else():
+                    all_groups(t, rest)
+
+
+def _turn(b: Body, x: Any, count: Any, wide: int, inputs: int) -> Any:
+    """The rows of whole groups, an input of all of a group in one place: [groups, K, wide]."""
+    turned = b.scratch(count // wide, inputs, wide)
+    with b.parallel(count // wide) as i, b.serial(inputs) as k:
+        for g in range(wide):
+            b.store(turned, x[i * wide + g, k], i, k, g)
+    return turned
