@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -9,6 +10,9 @@ from typing import TypeAlias
 import numpy as np
 
 from ..compiler.reference import Array
+
+DAMPING = 0.01
+"""Share of the mean channel's power below which methods take a direction's power for noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +31,44 @@ class Moment:
         """float32[columns]: root mean square of each channel."""
         return np.asarray(np.sqrt(np.maximum(np.diagonal(self.matrix), 0)))
 
+    def too_few(self, times: float) -> str:
+        """Why it was measured on less than ``times`` as many rows as its channels need, or empty.
+
+        They need one for each direction that stands out of the damping, Σ λ / (λ + damping) of the
+        eigenvalues λ: few where channels go together, as they do in trained models. What makes up for errors
+        in one channel by others moves weights after the noise where rows are as few as directions.
+        """
+        columns = len(self.matrix)
+        if self.rows >= times * columns:
+            return ""
+        directions = effective(self)
+        if self.rows >= times * directions:
+            return ""
+        return f"{self.rows} rows of inputs in about {directions:.0f} directions, of {columns}, are too few"
+
     def error(self, change: Array) -> float:
         """Mean squared output error of ``change``, float32[rows, columns], summed over outputs."""
         return float(np.einsum("ij,ij->", change @ self.matrix, change, dtype=np.float64))
+
+
+_KNOWN: dict[tuple[int, int, int], float] = {}
+
+
+def effective(moment: Moment) -> float:
+    """Number of directions in which a moment has power above the damping, each by its share."""
+    columns = len(moment.matrix)
+    key = fingerprint(moment), moment.rows, columns
+    if key not in _KNOWN:
+        matrix = moment.matrix.astype(np.float64)
+        power = np.maximum(np.linalg.eigvalsh(matrix), 0)
+        noise = DAMPING * float(power.mean()) or 1.0
+        _KNOWN[key] = float((power / (power + noise)).sum())
+    return _KNOWN[key]
+
+
+def fingerprint(moment: Moment) -> int:
+    """The same for equal moments, which may be computed anew each time they are read."""
+    return zlib.crc32(np.ascontiguousarray(moment.matrix[:: max(1, len(moment.matrix) // 16)]).tobytes())
 
 
 Moments: TypeAlias = Mapping[str, Moment]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
@@ -11,7 +10,7 @@ import onnx_ir as ir
 
 from ...compiler.ir.quantized import BlockedWeight
 from ...compiler.reference import Array
-from ..moments import Moment
+from ..moments import Moment, fingerprint
 from .gptq import Hessian, gptq
 from .grids import Grid, Rounding, best_grid, spanning
 
@@ -187,8 +186,3 @@ def rounded_weight(
     if found is None:
         found = _KNOWN[key] = Rounded(tensor, turned, rounding, moment)
     return found
-
-
-def fingerprint(moment: Moment) -> int:
-    """The same for equal moments, which may be computed anew each time they are read."""
-    return zlib.crc32(np.ascontiguousarray(moment.matrix[:: max(1, len(moment.matrix) // 16)]).tobytes())

@@ -187,6 +187,20 @@ def test_auto_takes_what_the_measurements_allow_and_says_the_error(
     assert text.count("relative output error" if measured else "activations not measured") == 2
 
 
+@pytest.mark.parametrize(
+    ("rows", "directions", "method"), [(64, 64, "search"), (64, 8, "gptq"), (400, 64, "gptq")]
+)
+def test_auto_asks_for_more_rows_than_inputs_have_directions(rows: int, directions: int, method: str) -> None:
+    rng = np.random.default_rng(4)
+    mix = rng.standard_normal((directions, 64)) if directions < 64 else np.eye(64)
+    moments = {"h": moment_of((rng.standard_normal((rows, directions)) @ mix).astype(np.float32))}
+    text = told(run_pass(QuantizeWeights(bits=4, least=1), layer(), PassContext(moments=moments)))
+    assert text.count(f", {method}, ") == 2
+    assert ("not gptq: 64 rows of inputs in about" in text) == (method == "search")
+    forced = QuantizeWeights(bits=4, least=1, method="gptq")
+    assert told(run_pass(forced, layer(), PassContext(moments=moments))).count(", gptq, ") == 2
+
+
 @pytest.mark.parametrize("method", ["rtn", "search", "gptq"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_onnxruntime_multiplies_with_what_was_rounded(scheme: str, method: str) -> None:

@@ -114,6 +114,24 @@ def test_methods_that_know_the_inputs_err_less_on_them(method: str, pattern: str
     assert errors[method] < errors["magnitude"]
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "block"])
+def test_auto_learns_from_few_rows_what_they_tell(pattern: str) -> None:
+    rng = np.random.default_rng(2)
+    seen, others = rng.standard_normal((30, 24)), rng.standard_normal((4000, 24))
+    few, true = (Moment((x.T @ x / len(x)).astype(np.float32), len(x)) for x in (seen, others))
+    errors = {}
+    for method in ("auto", "wanda", "sparsegpt"):
+        program, plain = forms(), arrays(forms())
+        moments = dict.fromkeys(moments_of(program), few)
+        step = pruning(pattern=pattern, method=method, sparsity=0.5, force=True)
+        told = str(step.run(program, fast(moments=moments)).hits[0])
+        errors[method] = true.error((arrays(program)["turned"] - plain["turned"]).T)
+        assert ("by wanda" in told and "not sparsegpt: 30 rows" in told) == (
+            method == "auto"
+        ) or method == "wanda"
+    assert errors["auto"] == errors["wanda"] < errors["sparsegpt"]
+
+
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_a_method_without_what_it_asks_for_is_declined(method: str) -> None:
     result = pruning(method=method).run(forms(), fast())
