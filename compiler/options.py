@@ -17,7 +17,7 @@ CacheType: TypeAlias = Literal["auto", "fp32", "fp16", "int8"]
 CPU_ONLY = ("int8", "int4")
 """Precisions whose kernels are chosen for the CPU; on CUDA they are neither lowered nor measured."""
 Device: TypeAlias = Literal["cpu", "cuda"]
-BackendName: TypeAlias = Literal["auto", "ort", "native"]
+BackendName: TypeAlias = Literal["auto", "ort", "native", "tvm"]
 
 CPU_ARCHS = (
     "native",
@@ -29,7 +29,7 @@ CPU_ARCHS = (
     "x86-64",
     "armv8.2-a",
 )
-"""Instruction sets that native code is compiled for; ``native``: the one of the CPU that compiles."""
+"""Instruction sets that code is compiled for; ``native``: the one of the CPU that compiles."""
 
 
 @dataclass(frozen=True, slots=True)

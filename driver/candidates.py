@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..compiler.codegen.isa import isa_of
 from ..compiler.codegen.native.toolchain import find_toolchain
+from ..compiler.codegen.tvm.versions import check_pair
 from ..compiler.errors import OptionError, Problem, ToolError
 from ..compiler.options import BackendName, CompileOptions
 from ..compiler.program import Program
@@ -56,6 +57,8 @@ def candidates(
 
 
 def _backends(program: Program, options: CompileOptions, journal: Journal) -> tuple[BackendName, ...]:
+    if options.backend == "tvm":
+        check_pair()
     if options.backend != "auto":
         return (options.backend,)
     if options.target.device != "cpu":

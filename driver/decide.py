@@ -109,7 +109,7 @@ class Judge:
     def timed(self, result: Result) -> Result:
         """Leave out passes that cost time, then time what is left against the source."""
         options, inputs = self.options, self.evidence.cases[0].inputs
-        if self.bench.backend.name == "native":  # C is compiled as a whole: no trial of one pass is worth it
+        if self.bench.backend.name != "ort":  # compiled as a whole: no trial of one pass is worth it
             return self._raced(result)
         verdict = keep_what_pays(
             self.recipe,

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ..compiler.codegen.base import Backend
 from ..compiler.codegen.native.backend import NativeBackend
 from ..compiler.codegen.onnxruntime.backend import OnnxRuntimeBackend
+from ..compiler.codegen.tvm.backend import PARAMETERS, TvmBackend
 from ..compiler.draft import Draft
 from ..compiler.errors import InternalError
 from ..compiler.manifest import Entry, Variant
@@ -22,9 +23,10 @@ from ..runtime.base import Model, Runner
 from ..runtime.native import NativeModel
 from ..runtime.onnxruntime import OnnxRuntimeModel
 from ..runtime.stepwise import StepwiseRunner
+from ..runtime.tvm import TvmModel
 from .lower import Lowered
 
-BACKENDS: dict[str, Backend] = {"ort": OnnxRuntimeBackend(), "native": NativeBackend()}
+BACKENDS: dict[str, Backend] = {"ort": OnnxRuntimeBackend(), "native": NativeBackend(), "tvm": TvmBackend()}
 """Code generators by name. Their lowering is in ``passes/lowering/<name>``, their runner in ``runtime/``."""
 
 SOURCE_BACKEND = "ort"
@@ -118,15 +120,28 @@ class Workbench:
     def _model(self, program: Program, entry: str, variant: Variant, name: str) -> Model:
         """What a runner of the entry is opened from while it lies in the draft."""
         file, target = self.draft.path / variant.entries[entry], Target.parse(variant.target)
+        decoding = program.decoding
+        kept = decoding.state if decoding is not None and decoding.entry == entry else ()
+        state = {tensor.input: tensor.output for tensor in kept}
         if variant.weights is not None:
-            decoding = program.decoding
-            state = decoding.state if decoding is not None and decoding.entry == entry else ()
             return NativeModel(
                 library=file,
                 weights=self.draft.path / variant.weights,
                 signature=signature(program, entry),
                 entry=entry,
-                state={tensor.input: tensor.output for tensor in state},
+                state=state,
+                dims=program.dims,
+                target=target,
+                place=name,
+            )
+        if variant.backend == "tvm":
+            return TvmModel(
+                library=file,
+                weights=self.draft.weights.path,
+                signature=signature(program, entry),
+                parameters=variant.settings[PARAMETERS],
+                entry=entry,
+                state=state,
                 dims=program.dims,
                 target=target,
                 place=name,

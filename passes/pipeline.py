@@ -13,12 +13,18 @@ from .fusion import FUSION
 from .incremental import INCREMENTAL
 from .lowering.native import LOWER_NATIVE, NATIVE_BF16, NATIVE_FP16
 from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
+from .lowering.tvm import LOWER_TVM
 from .lowrank import LOWRANK
 from .precision import BF16, INTEGERS, PRECISION, STORED, WEIGHTS
 from .raising import RAISING
 from .sparsity import SPARSITY
 
-LOWERING: dict[str, Pipeline] = {"cpu": LOWER_CPU, "cuda": LOWER_CUDA, "native": LOWER_NATIVE}
+LOWERING: dict[str, Pipeline] = {
+    "cpu": LOWER_CPU,
+    "cuda": LOWER_CUDA,
+    "native": LOWER_NATIVE,
+    "tvm": LOWER_TVM,
+}
 """Last stage, by device, or by backend where that has its own: into the operators it runs best."""
 
 
@@ -39,7 +45,7 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
     """The order, and what is on at the optimization level and precision that were asked for."""
     level, native = options.opt, options.backend == "native"
     lowering = LOWERING.get(options.backend, LOWERING[options.target.device])
-    blocks = native or options.precision == "int4"
+    blocks = options.backend in ("native", "tvm") or options.precision == "int4"
     weights = WEIGHTS.get(options.precision, WEIGHTS["int8"]) if blocks else INTEGERS
     bf16 = options.precision == "bf16"
     narrow = STORED.get(options.precision, STORED["fp16"])

@@ -24,6 +24,8 @@ PACKAGES = (
     "torch",
     "keras",
     "transformers",
+    "apache-tvm",
+    "apache-tvm-ffi",
 )
 
 

@@ -60,14 +60,12 @@ def _native(artifact: Artifact, record: Variant, entry: str, place: str) -> Mode
     library, weights = record.entries[entry], record.weights
     if weights is None:
         raise ArtifactError(place, "names no weight file", "compile the model again")
-    decoding = artifact.manifest.decoding
-    state = decoding.state if decoding is not None and decoding.entry == entry else ()
     return NativeModel(
         library=artifact.folder / library,
         weights=artifact.folder / weights,
         signature=artifact.manifest.entries[entry],
         entry=entry,
-        state={tensor.input: tensor.output for tensor in state},
+        state=_state(artifact, entry),
         dims=artifact.manifest.dims,
         target=Target.parse(record.target),
         held_library=artifact.file(library),
@@ -76,4 +74,31 @@ def _native(artifact: Artifact, record: Variant, entry: str, place: str) -> Mode
     )
 
 
-_BACKENDS: dict[str, Opener] = {"ort": _onnxruntime, "native": _native}
+def _tvm(artifact: Artifact, record: Variant, entry: str, place: str) -> Model:
+    from .tvm import PARAMETERS, TvmModel
+
+    library, weights = record.entries[entry], artifact.weights()
+    return TvmModel(
+        library=artifact.folder / library,
+        weights=None if weights is None else artifact.folder / WEIGHTS,
+        signature=artifact.manifest.entries[entry],
+        parameters=record.settings[PARAMETERS],
+        entry=entry,
+        state=_state(artifact, entry),
+        dims=artifact.manifest.dims,
+        target=Target.parse(record.target),
+        held_library=artifact.file(library),
+        held_weights=weights,
+        place=place,
+    )
+
+
+def _state(artifact: Artifact, entry: str) -> dict[str, str]:
+    """Input → output of the tensors that live between runs of an entry."""
+    decoding = artifact.manifest.decoding
+    if decoding is None or decoding.entry != entry:
+        return {}
+    return {tensor.input: tensor.output for tensor in decoding.state}
+
+
+_BACKENDS: dict[str, Opener] = {"ort": _onnxruntime, "native": _native, "tvm": _tvm}

@@ -1,0 +1,1 @@
+"""Code generation through TVM: Relax functions from the IR, one shared library."""

@@ -1,0 +1,60 @@
+"""The TVM backend: a shared library per program, weights as parameters from the shared weight file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ...errors import UnsupportedError
+from ...options import Target
+from ...program import Program
+from ...weights import WeightStore
+from ..base import Build
+from .lowering import Parameter
+from .support import reason_against, refused
+from .target import isa_name, spelled
+from .versions import require_tvm
+
+LIBRARY = "model.so"
+
+PARAMETERS = "parameters"
+"""Setting: entry → [offset, bytes, dtype, shape] of what its function takes behind its inputs, as JSON."""
+
+
+class TvmBackend:
+    """Writes what ``runtime/tvm.py`` opens."""
+
+    name = "tvm"
+
+    def supports(self, node: ir.Node, target: Target) -> str | None:
+        """None if there is a rule for ``node``, else the reason there is none."""
+        return reason_against(node)
+
+    def build(self, program: Program, target: Target, folder: Path, weights: WeightStore) -> Build:
+        """Write the library into ``folder``, weights into the shared ``weights``.
+
+        Raises: ToolError without a fitting TVM, UnsupportedError naming all nodes without a rule,
+        CompileError naming the reproducer if a pass of TVM's fails.
+        """
+        from .compile import compiled
+        from .module import module_of
+
+        if problems := refused(program):
+            raise UnsupportedError.of(problems)
+        tvm = require_tvm()
+        lowered = module_of(tvm, program)
+        library = compiled(tvm, lowered.module, tvm.target.Target(spelled(target)))
+        library.export_library(str(folder / LIBRARY))
+        tables = {entry: [_stored(p, weights) for p in found] for entry, found in lowered.parameters.items()}
+        settings = {PARAMETERS: json.dumps(tables, separators=(",", ":"))}
+        if target.device == "cpu":
+            settings["isa"] = isa_name(target)
+        return Build(dict.fromkeys(program.entries, LIBRARY), settings)
+
+
+def _stored(parameter: Parameter, weights: WeightStore) -> list[Any]:
+    region = weights.add(parameter.tensor)
+    return [region.offset, region.length, parameter.dtype, list(parameter.shape)]

@@ -1,0 +1,87 @@
+"""A program as a Relax module: a function per entry, which takes the inputs and then the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from ...errors import InternalError
+from ...program import Program, dim_of
+from .lowering import Lowering, Parameter, dtype_of
+from .rules import rule_of
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A Relax module and what each of its functions takes behind the inputs of its entry."""
+
+    module: Any
+    parameters: dict[str, list[Parameter]]
+
+
+def module_of(tvm: Any, program: Program) -> Lowered:
+    """The program's entries as functions of one module; equal kernels are shared."""
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    parameters = {}
+    for entry, model in program.entries.items():
+        parameters[entry] = _function(tvm, builder, entry, model.graph)
+    return Lowered(builder.finalize(), parameters)
+
+
+def _function(tvm: Any, builder: Any, entry: str, graph: ir.Graph) -> list[Parameter]:
+    from tvm import relax
+
+    b = Lowering(tvm, graph, builder)
+    inputs = []
+    for number, value in enumerate(v for v in graph.inputs if v.name not in graph.initializers):
+        shape = [
+            _input_size(b, dim_of(d), f"size_{number}_{axis}") for axis, d in enumerate(value.shape or ())
+        ]
+        var = relax.Var(f"in{number}", relax.TensorType(shape, dtype_of(value.dtype)))
+        b.bind(value, var)
+        inputs.append(var)
+    # the weights are known only once all nodes are lowered: their variables are declared behind the body
+    builder.begin_scope(inputs)
+    builder._begin_dataflow_block()
+    for node in graph:
+        _lower(b, node)
+    results = [builder.emit_output(b.value(v)) for v in graph.outputs]
+    block = builder._end_block()
+    body = builder.normalize(relax.SeqExpr([block], relax.Tuple(results)))
+    builder.end_scope()
+    function = relax.Function([*inputs, *b.parameter_vars], body, body.ty, is_pure=True)
+    function = function.with_attr("global_symbol", entry)
+    builder.add_func(function, entry)
+    return b.parameters
+
+
+def _input_size(b: Lowering, dim: Any, name: str) -> Any:
+    if isinstance(dim, int):
+        return dim
+    if isinstance(dim, str) and not dim.isidentifier():
+        from .dims import UnknownSizeError, size_of
+
+        try:
+            return size_of(dim, b.sizes)
+        except UnknownSizeError:
+            pass
+    key = dim or name
+    if key not in b.sizes:
+        b.sizes[key] = b.tirx.Var(key if key.isidentifier() else name, "int64")
+    return b.sizes[key]
+
+
+def _lower(b: Lowering, node: ir.Node) -> None:
+    b.walk.visit(node)
+    rule = rule_of(node)
+    if rule is None:
+        raise InternalError(f"no rule for node {node.name!r} ({node.op_type})")
+    results = rule.lower(b, node)
+    if len(node.outputs) == 1 and not isinstance(results, (list, tuple)):
+        results = [results]
+    for value, result in zip(node.outputs, results, strict=False):
+        b.bind(value, result)

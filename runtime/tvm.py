@@ -1,0 +1,293 @@
+"""Runs an entry of a library that TVM compiled, with TVM's runtime alone: ``import tvm`` is never needed."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import onnx_ir as ir
+
+from ..compiler.codegen.tvm.versions import require_ffi
+from ..compiler.errors import ArtifactError, CompileError, InternalError, ToolError
+from ..compiler.manifest import Entry
+from ..compiler.options import Target
+from ..compiler.program import DimRange, TensorSpec
+from ..compiler.reference import Array, Arrays
+from .conditions import cores
+from .tensors import address_of
+from .validate import Form, checked, form_of
+
+RUNTIME = "MIAOTUI_TVM_RUNTIME"
+"""Environment variable: where libtvm_runtime.so lies, if the package apache-tvm is not installed."""
+
+PARAMETERS = "parameters"
+"""Setting: entry → [offset, bytes, dtype, shape] of what its function takes behind its inputs, as JSON."""
+
+_ALIGNMENT = 64
+"""Bytes: compiled code reads whole registers from the beginning of every tensor."""
+
+_CPU, _POOLED = 1, 2
+"""TVM's device type, and its allocator that keeps what it frees for the next run."""
+
+_lock = threading.RLock()
+"""TVM's threads, and their number, are the process's."""
+
+
+@dataclass(frozen=True, slots=True)
+class TvmModel:
+    """One entry of a library, and the weight file it reads.
+
+    ``parameters``: setting of the variant, what each function takes behind its inputs. ``held_library``,
+    ``held_weights``: the same files opened before; used if given, whatever lies at the paths by now.
+    ``state``: input → output of every tensor that lives between runs.
+    """
+
+    library: Path
+    weights: Path | None
+    signature: Entry
+    parameters: str
+    entry: str = "main"
+    state: Mapping[str, str] = field(default_factory=dict)
+    dims: Mapping[str, DimRange] = field(default_factory=dict)
+    target: Target = field(default_factory=Target)
+    held_library: BinaryIO | None = None
+    held_weights: BinaryIO | None = None
+    place: str = "model"
+
+    def open(
+        self, threads: int | None = None, taps: Sequence[str] = (), *, resting: bool = False
+    ) -> TvmRunner:
+        """A runner; the caller closes it. No inner values can be tapped. Raises: as TvmRunner."""
+        return TvmRunner(self, threads)
+
+    def code(self) -> bytes:
+        """The library."""
+        return self.library.read_bytes()
+
+    def computed(self) -> list[str]:
+        """None: what lies between kernels has no name any more."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Arguments of a run, where its outputs go, and what did not begin at a cache line beside its copy."""
+
+    arguments: tuple[Any, ...]
+    outputs: tuple[Array | None, ...]
+    copied: tuple[tuple[Array, Array], ...]
+
+
+class TvmRunner:
+    """One entry over a mapped weight file; runs from several threads wait for each other.
+
+    ``threads``: workers; None takes the physical cores this process may use.
+    Raises: ToolError without TVM's runtime or if this CPU can't run the library, ArtifactError if a file is
+    damaged.
+    """
+
+    def __init__(self, model: TvmModel, threads: int | None = None) -> None:
+        self.inputs: Sequence[TensorSpec] = model.signature.inputs
+        self.outputs: Sequence[TensorSpec] = model.signature.outputs
+        self.threads = cores() if threads is None else threads
+        self._state, self._dims, self._place = model.state, model.dims, model.place
+        _runs_here(model)
+        start = time.perf_counter()
+        self._ffi = runtime()
+        self._names = [spec.name for spec in self.inputs]
+        self._function, self._weights = self._opened(model)
+        self.load_seconds = time.perf_counter() - start
+        self._accepted: Form | None = None
+
+    def _opened(self, model: TvmModel) -> tuple[Any, tuple[Any, ...]]:
+        # by descriptor, held as long as the library: by its name, the loader would take an older file for it
+        # that was loaded from the same path before
+        self._file: int | None = _descriptor(model)
+        load = self._ffi.get_global_func("ffi.Module.load_from_file.so")
+        try:
+            machine = load(f"/proc/self/fd/{self._file}", "so")["vm_load_executable"]()
+            machine["vm_initialization"](_CPU, 0, _POOLED)
+            function = machine[model.entry]
+        except Exception as error:  # tvm_ffi raises what dlopen and TVM say as several types
+            fact = f"can't be loaded: {_line(error)}"
+            raise ArtifactError(str(model.library), fact, "compile the model again") from error
+        self._machine: Any = machine
+        table = json.loads(model.parameters)[model.entry]
+        memory = _mapped(model) if table else np.zeros(0, np.uint8)
+        return function, tuple(self._ffi.from_dlpack(_tensor(memory, *row)) for row in table)
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        """Outputs by name; ``inputs`` are arrays or tensors by name.
+
+        Raises: InputError listing every input that does not fit, CompileError if a kernel fails.
+        """
+        return self.run_arrays(self.check(inputs))
+
+    def check(self, inputs: Mapping[str, Any]) -> Arrays:
+        """``inputs`` as arrays that fit the signature. Raises: InputError listing every one that does not."""
+        form = form_of(inputs)
+        if form is not None and form == self._accepted:
+            return dict(inputs)
+        arrays = checked(inputs, self.inputs, self._dims)
+        self._accepted = form if all(arrays[name] is inputs[name] for name in arrays) else None
+        return arrays
+
+    def run_arrays(self, arrays: Arrays) -> Arrays:
+        """``run`` without the checks, for inputs that ``check`` returned. State is copied."""
+        given = {name: _aligned(arrays[name], copy=name in self._state) for name in self._names}
+        found = self._call(tuple(self._tensor(given[name]) for name in self._names))
+        results = iter(found)
+        kept = {output: given[name] for name, output in self._state.items()}
+        return {
+            spec.name: kept[spec.name] if spec.name in kept else _array(next(results))
+            for spec in self.outputs
+        }
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
+        """Every input and the wanted outputs bound to memory; state is the same array in both."""
+        for name, output in self._state.items():
+            if output in outputs and address_of(outputs[output]) != address_of(inputs[name]):
+                raise InternalError(
+                    f"{self._place}: state {name!r} is updated in place, {output!r} is not it"
+                )
+        given = {name: _aligned(inputs[name]) for name in self._names}
+        copied = tuple((inputs[name], given[name]) for name in self._names if given[name] is not inputs[name])
+        kept = set(self._state.values())
+        plain = tuple(outputs.get(spec.name) for spec in self.outputs if spec.name not in kept)
+        return Binding(tuple(self._tensor(given[name]) for name in self._names), plain, copied)
+
+    def run_bound(self, binding: Binding) -> None:
+        """Run over the memory of ``binding``. Raises: CompileError if a kernel fails."""
+        for original, copy in binding.copied:
+            copy[...] = original
+        for wanted, result in zip(binding.outputs, self._call(binding.arguments), strict=True):
+            if wanted is not None:
+                wanted[...] = _array(result)
+        for original, copy in binding.copied:
+            if original.flags.writeable:
+                original[...] = copy
+
+    def _tensor(self, array: Array) -> Any:
+        return self._ffi.from_dlpack(array)
+
+    def _call(self, arguments: tuple[Any, ...]) -> Any:
+        function = self._function
+        if function is None:
+            raise CompileError(self._place, "was closed", "open it again")
+        with _lock:
+            _use_threads(self._ffi, self.threads)
+            try:
+                return function(*arguments, *self._weights)
+            except Exception as error:  # tvm_ffi raises TVM's own as several types
+                raise CompileError(self._place, f"a kernel failed: {_line(error)}") from error
+
+    def close(self) -> None:
+        """Free the library's memory."""
+        self._function, self._machine, self._weights = None, None, ()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@cache
+def runtime() -> Any:
+    """The module ``tvm_ffi`` with TVM's runtime loaded. Raises: ToolError if one of the two is missing."""
+    ffi = require_ffi()
+    named = os.environ.get(RUNTIME)
+    if named is None:
+        spec = importlib.util.find_spec("tvm")
+        if spec is None or spec.origin is None:
+            raise ToolError("apache-tvm", "is not installed", f"pip install 'miaotui[tvm]', or set {RUNTIME}")
+        named = str(Path(spec.origin).parent / "lib" / "libtvm_runtime.so")
+    try:
+        ctypes.CDLL(named, ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ToolError(
+            "libtvm_runtime.so", f"can't be loaded: {error}", f"set {RUNTIME} to its path"
+        ) from error
+    return ffi
+
+
+def _runs_here(model: TvmModel) -> None:
+    from ..compiler.codegen.isa import ISAS, can_run
+
+    isa = ISAS.get(model.target.arch)
+    if isa is not None and not can_run(isa):
+        raise ToolError(model.place, f"was compiled for {isa.name}, which this CPU is not", "compile it here")
+
+
+def _descriptor(model: TvmModel) -> int:
+    try:
+        held = model.held_library
+        return os.open(model.library, os.O_RDONLY | os.O_CLOEXEC) if held is None else os.dup(held.fileno())
+    except OSError as error:
+        raise ArtifactError(str(model.library), f"can't be read: {error.strerror}") from error
+
+
+def _mapped(model: TvmModel) -> Array:
+    if model.held_weights is None and model.weights is None:
+        raise ArtifactError(model.place, "has no weight file", "compile the model again")
+    # a private mapping: tvm_ffi takes no memory that is read-only, and nothing writes to it
+    return np.memmap(model.held_weights or str(model.weights), np.uint8, "c")
+
+
+def _tensor(memory: Array, offset: int, length: int, dtype: str, shape: Sequence[int]) -> Array:
+    return memory[offset : offset + length].view(_numpy(dtype)).reshape(shape)
+
+
+def _numpy(dtype: str) -> np.dtype[Any]:
+    return ir.DataType.BFLOAT16.numpy() if dtype == "bfloat16" else np.dtype(dtype)
+
+
+def _aligned(array: Array, copy: bool = False) -> Array:
+    """The array, or a copy of it, contiguous and at a cache line."""
+    if (
+        not copy
+        and array.flags.c_contiguous
+        and array.flags.writeable
+        and address_of(array) % _ALIGNMENT == 0
+    ):
+        return array
+    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -address_of(memory) % _ALIGNMENT
+    new = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    new[...] = array
+    return new
+
+
+def _array(tensor: Any) -> Array:
+    return np.from_dlpack(tensor)
+
+
+_threads: int | None = None
+
+
+def _use_threads(ffi: Any, threads: int) -> None:
+    """Set how many workers TVM's kernels use from now on."""
+    global _threads
+    if _threads != threads:
+        ffi.get_global_func("runtime.config_threadpool")(1, threads)
+        _threads = threads
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__
