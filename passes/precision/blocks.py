@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ...compiler.ir.quantized import BlockedWeight
 from ...compiler.reference import Array
 from ..moments import Moment, fingerprint
-from .gptq import Hessian, gptq
+from .gptq import gptq, hessian_of
 from .grids import Grid, Rounding, best_grid, spanning
 
 _CHUNK = 1 << 21
@@ -125,7 +125,7 @@ class Rounded:
         rounding = self.rounding
         moment = None if self._moment is None else self._moment()
         if rounding.method == "gptq" and moment is not None:
-            hessian = Hessian.of(moment.matrix, rounding)
+            hessian = hessian_of(moment.matrix, rounding)
             return lambda rows: gptq(rows, hessian, rounding)
         power = None if moment is None else np.diagonal(moment.matrix).reshape(-1, rounding.block)
 

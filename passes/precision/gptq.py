@@ -11,6 +11,8 @@ from .grids import Grid, Rounding, best_grid, halves
 
 _LAZY = 128
 """Columns after which the rest of a weight is brought up to date in one product."""
+_SMALL = 64
+"""Columns of a triangular matrix that is inverted as any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,39 @@ class Hessian:
         backwards = order[::-1]
         lower = np.linalg.cholesky(matrix[np.ix_(backwards, backwards)])
         # H = R Rᵀ with R upper triangular, so that the inverse of R is the factor of H's inverse.
-        upper = np.linalg.inv(lower)[::-1, ::-1]
+        upper = _inverse(lower)[::-1, ::-1]
         return cls(matrix.astype(np.float32), np.ascontiguousarray(upper, np.float32), order)
+
+
+def hessian_of(moment: Array, rounding: Rounding) -> Hessian:
+    """As ``Hessian.of``; the last one is kept: weights that read the same come one after the other."""
+    options = rounding.damping, rounding.ordered
+    for known, asked, hessian in _LAST:
+        if asked == options and np.array_equal(known, moment):
+            return hessian
+    hessian = Hessian.of(moment, rounding)
+    _LAST.clear()
+    if moment.nbytes <= _KEPT:
+        _LAST.append((moment, options, hessian))
+    return hessian
+
+
+_LAST: list[tuple[Array, tuple[float, bool], Hessian]] = []
+_KEPT = 1 << 25
+"""Bytes of a second moment up to which its Hessian is kept."""
+
+
+def _inverse(lower: Array) -> Array:
+    """Of a lower triangular matrix, by halves: a third of the work of a general inverse."""
+    size = len(lower)
+    if size <= _SMALL:
+        return np.asarray(np.linalg.inv(lower))
+    half = size // 2
+    made = np.zeros_like(lower)
+    made[:half, :half] = first = _inverse(lower[:half, :half])
+    made[half:, half:] = second = _inverse(lower[half:, half:])
+    made[half:, :half] = -second @ (lower[half:, :half] @ first)
+    return made
 
 
 def gptq(rows: Array, hessian: Hessian, rounding: Rounding) -> tuple[Array, Grid]:
