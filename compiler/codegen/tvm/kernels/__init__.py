@@ -1,7 +1,7 @@
-"""Our own TIR kernels. This page is their interface; each is one file, made by functions of shapes and weights.
+"""Our own TIR kernels. This page is their interface; each is made by a function of shapes and weights.
 
 A maker returns a ``Kernel``: a PrimFunc in destination-passing style, as ``relax.call_tir`` calls it, whose
-parameters are ``inputs``, then ``weights`` (packed, to be stored and passed as they are), then one output::
+parameters are inputs, then ``weights`` (packed, to be stored and passed as they are), then outputs::
 
     kernel = sparse.matmul(weight, rows, Cpu.of(tvm_target), bias=True, activation="gelu")
     called = builder.add_func(kernel.function, kernel.name)
@@ -11,23 +11,31 @@ parameters are ``inputs``, then ``weights`` (packed, to be stored and passed as 
 Everywhere ``rows`` is an int, or None for any number (the PrimFunc then reads it from its arguments), and
 leading dimensions are flattened into it. ``declines(...)`` beside a maker says in a sentence why the kernel
 does not pay or does not fit, None where it is worth calling. PrimFuncs are scheduled, opaque to fusion
-(``op_pattern`` 8) and never alias. CPU kernels are float32, vectors as wide as ``Cpu.lanes``, in parallel.
+(``op_pattern`` 8) and never alias; those of layers of one shape are equal, so that ``add_func`` keeps one.
 
-==================  =====================================================  ====================================
-file, maker         inputs → output                                        weights
-==================  =====================================================  ====================================
-sparse.matmul       x[rows, K] (, bias[N]) → y[rows, N]                    values, columns, starts, bounds
-blocked.matmul      x[rows, K] (, bias[N]) → y[rows, N]                    codes, scales (, shifts)
-norms.rms_norm      x[rows, C] (, skip), scale[C] → y                      none
-norms.layer_norm    x[rows, C] (, skip), scale[C] (, bias[C]) → y          none
-norms.softmax       x[rows, C] → y                                         none
-chains.elementwise  operands of one shape, rows or scalars → y             none
-cuda_matmul.matmul  a[batch, rows, K], b[batch | 1, K, N] → y (tensor cores)      none
-cuda_attention.attention  q, k, v[batch, heads, sequence, size] → y (tensor cores)  none
-==================  =====================================================  ====================================
+On the CPU, float32, in vectors of ``Cpu.lanes``, rows or tiles shared by the threads:
+
+=================================  ==================================================  =====================
+maker                              inputs → outputs                                    weights
+=================================  ==================================================  =====================
+sparse.matmul                      x[rows, K] (, bias[N]) → y[rows, N]                 float32, blocks 16 × 1
+blocked.matmul                     x[rows, K] (, bias[N]) → y[rows, N]                 int8, int4 in blocks
+blocked_integers.matmul_integers   the same, x rounded to 8 bits by block              the same; AVX512-VNNI
+norms.rms_norm                     x (, skip)[rows, C], scale[C] → (sum,) y            none
+norms.layer_norm                   x (, skip)[rows, C], scale, bias[C] → (sum,) y      none
+norms.softmax                      x[rows, C] → y; C may be None                       none
+chains.elementwise                 [rows, C], [C] or [1] each → y[rows, C]             none
+=================================  ==================================================  =====================
 
 ``math`` has ``exp``, ``tanh``, ``erf``, ``sigmoid``, ``gelu``, ``silu`` as TIR expressions that LLVM
-vectorizes (its own become calls of libm, one number at a time): for ``te.compute`` in rules as well.
+vectorizes (TVM's own become calls of libm, one number at a time): for ``te.compute`` in rules as well.
+
+On CUDA, float16 or bfloat16 with float32 sums in tensor cores, no weights of their own:
+
+=================================  ==================================================
+cuda_matmul.matmul                 a[rows, K], b[K, N] or [N, K] (, bias[N]) → y[rows, N]
+cuda_attention.attention           q, k, v[batch, heads, sequence, size] (, mask) → y
+=================================  ==================================================
 """
 
 from __future__ import annotations

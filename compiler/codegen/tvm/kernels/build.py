@@ -59,6 +59,13 @@ class Body:
         """``buffer[index] = value``."""
         self.ir.buffer_store(buffer, value, list(index))
 
+    def words(self, buffer: Any, index: Sequence[Any], count: int) -> Any:
+        """``count`` bytes from ``index`` on as int32, one or a vector of them."""
+        from tvm import tirx
+
+        lanes = f"int32x{count // 4}" if count > 4 else "int32"
+        return tirx.reinterpret(lanes, buffer.vload(list(index), f"{buffer.dtype}x{count}"))
+
     def fill(self, buffer: Any, value: float) -> None:
         """Every number of a local array; its last dimension is a vector."""
         *outer, lanes = (int(n) for n in buffer.shape)
@@ -75,7 +82,7 @@ def _indices(extents: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def prim_func(name: str, body: Callable[[Body], None], **attributes: Any) -> Any:
-    """The ``tvm.tirx.PrimFunc`` that ``body`` writes; its parameters are those ``body`` declares, in order."""
+    """The ``tvm.tirx.PrimFunc`` that ``body`` writes; its parameters are what ``body`` declares."""
     from tvm.script.ir_builder import IRBuilder
     from tvm.tirx.script.builder import ir
 

@@ -7,9 +7,10 @@ from typing import Any, Self
 
 import onnx_ir as ir
 
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """``function``: a ``tvm.tirx.PrimFunc`` of inputs, ``weights`` and one output. ``name``: of its symbol."""
+    """``function``: a ``tvm.tirx.PrimFunc`` of inputs, ``weights`` and outputs. ``name``: its symbol."""
 
     name: str
     function: Any
@@ -18,10 +19,14 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """``lanes``: float32 numbers in the widest vector. ``threads``: cores that the target names."""
+    """``lanes``: float32 numbers in the widest vector. ``threads``: cores that the target names, else 0.
+
+    ``vnni``: products of 8-bit integers in 512-bit vectors.
+    """
 
     lanes: int = 16
-    threads: int = 1
+    threads: int = 0
+    vnni: bool = False
 
     @classmethod
     def of(cls, target: Any) -> Self:
@@ -31,7 +36,8 @@ class Cpu:
         lanes = 16 if target_has_features("avx512f", target) else 8
         if not target_has_features("avx2", target):
             lanes = 4
-        return cls(lanes, int(target.attrs.get("num-cores", 1)))
+        threads = int(target.attrs.get("num-cores", 0))
+        return cls(lanes, threads, lanes == 16 and target_has_features("avx512vnni", target))
 
     @property
     def registers(self) -> int:

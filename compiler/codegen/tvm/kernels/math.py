@@ -53,28 +53,28 @@ def exp(x: Any) -> Any:
     """e**x; 0 below the normal numbers, infinity above the greatest, NaN for NaN."""
     from tvm import tirx
 
+    def scaled(series: Any, whole: Any) -> Any:
+        # In two steps, since 2**128 is no float32.
+        def steps(number: Any) -> Any:
+            half = number >> 1
+            first = tirx.reinterpret("float32", (half + 127) << 23)
+            return series * first * tirx.reinterpret("float32", (number - half + 127) << 23)
+
+        return let(tirx.Cast("int32", whole), steps)
+
+    def series(bounded: Any, whole: Any) -> Any:
+        rest = bounded - whole * _f(_LN2_HIGH) - whole * _f(_LN2_LOW)
+        return let(rest, lambda r: _polynomial(r, _EXP) * (r * r) + r + _f(1.0))
+
+    def inside(bounded: Any) -> Any:
+        whole = tirx.floor(bounded * _f(_LOG2E) + _f(0.5))
+        return let(whole, lambda w: let(series(bounded, w), lambda s: scaled(s, w)))
+
     def of(x: Any) -> Any:
-        def power(whole: Any) -> Any:
-            # Two factors, since 2**128 is no float32.
-            number = tirx.Cast("int32", whole)
-            return let(
-                number >> 1,
-                lambda half: tirx.reinterpret("float32", (half + 127) << 23)
-                * tirx.reinterpret("float32", (number - half + 127) << 23),
-            )
-
-        def series(whole: Any, bounded: Any) -> Any:
-            rest = bounded - whole * _f(_LN2_HIGH) - whole * _f(_LN2_LOW)
-            return let(rest, lambda r: _polynomial(r, _EXP) * (r * r) + r + _f(1.0))
-
-        def inside(bounded: Any) -> Any:
-            whole = tirx.floor(bounded * _f(_LOG2E) + _f(0.5))
-            return let(whole, lambda w: series(w, bounded) * power(w))
-
-        value = let(tirx.max(tirx.min(x, _f(_MOST)), _f(_LEAST)), inside)
-        value = tirx.Select(x < _f(_LEAST), _f(0.0), value)
-        value = tirx.Select(x > _f(_MOST), _f(float("inf")), value)
-        return tirx.Select(x == x, value, x)  # noqa: PLR0124
+        # Not min and max, which would lose NaN.
+        bounded = tirx.Select(x < _f(_LEAST), _f(_LEAST), tirx.Select(x > _f(_MOST), _f(_MOST), x))
+        value = tirx.Select(x < _f(_LEAST), _f(0.0), let(bounded, inside))
+        return tirx.Select(x > _f(_MOST), _f(float("inf")), value)
 
     return let(x, of)
 
@@ -130,10 +130,10 @@ def gelu_tanh(x: Any) -> Any:
 
 
 def relu(x: Any) -> Any:
-    """max(x, 0)."""
+    """max(x, 0); NaN for NaN."""
     from tvm import tirx
 
-    return tirx.max(x, _f(0.0))
+    return let(x, lambda x: tirx.Select(x < _f(0.0), _f(0.0), x))
 
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ....reference import Array
 from .build import Body, prim_func
+from .groups import Input, Rows, epilogue, tasks, whole_and_last
 from .kernel import Cpu, Kernel
 from .math import ACTIVATIONS
 
@@ -23,9 +24,6 @@ UNROLL = 4
 
 DENSE = 0.6
 """Share of blocks besides zero from which ONNX Runtime's dense product is about as fast at one row."""
-
-_TASK_BYTES = 256 << 10
-"""Of weights that a thread goes through at a time: they stay in its second-level cache."""
 
 
 class Packed:
@@ -50,7 +48,7 @@ class Packed:
         columns = last.repeat(padded)
         columns[self._at] = self._inputs
         self.columns = columns.astype(np.uint16 if self.inputs <= 1 << 16 else np.int32)
-        share = np.linspace(0, self.starts[-1], min(tasks, len(counts)) + 1)
+        share = np.linspace(0, self.starts[-1], tasks + 1)
         bounds = np.searchsorted(self.starts, share)
         bounds[-1] = len(counts)
         self.bounds = bounds.astype(np.int32)
@@ -96,7 +94,9 @@ def declines(weight: ir.TensorProtocol, transposed: bool) -> str | None:
     for part in (tiles[:4], tiles):  # a look at the first tiles spares reading dense weights
         share = float(np.any(part != 0, axis=1).mean())
         if share > DENSE:
-            return f"{share:.0%} of its blocks of {TILE} outputs by 1 input are not zero, more than {DENSE:.0%}"
+            return (
+                f"{share:.0%} of its blocks of {TILE} outputs by 1 input are not zero, more than {DENSE:.0%}"
+            )
     return None
 
 
@@ -114,7 +114,8 @@ def matmul(
     ``activation``: a key of ``math.ACTIVATIONS``.
     """
     size = int(np.prod(weight.shape.numpy())) * 4
-    packed = Packed(weight, transposed, max(4 * cpu.threads if cpu.threads > 1 else 1, size // _TASK_BYTES))
+    tiles = -(-weight.shape.numpy()[0 if transposed else 1] // TILE)
+    packed = Packed(weight, transposed, tasks(size, tiles, cpu))
     name = f"sparse_matmul_{packed.inputs}x{packed.outputs}" + f"_{activation}" * bool(activation)
     function = prim_func(name, partial(_write, packed, rows, cpu, bias, activation))
     shape = ir.Shape([packed.blocks, TILE])
@@ -122,37 +123,21 @@ def matmul(
     return Kernel(name, function, (values, *map(ir.Tensor, (packed.columns, packed.starts, packed.bounds))))
 
 
-def groups(rows: int | None, cpu: Cpu) -> tuple[int, ...]:
-    """Rows that are taken together, greatest first; of a known number, only those that occur.
-
-    >>> groups(37, Cpu(16)), groups(1, Cpu(16)), groups(None, Cpu(8))
-    ((16, 5), (1,), (4, 1))
-    """
-    most = {16: 16, 8: 4}.get(cpu.lanes, 4)
-    if rows is None:
-        return tuple(g for g in (16, 4, 1) if g <= most)
-    return tuple(g for g in (most if rows >= most else 0, rows % most) if g)
-
-
 def _write(packed: Packed, rows: int | None, cpu: Cpu, bias: bool, activation: str, b: Body) -> None:
     tiles, inputs, outputs = len(packed.starts) - 1, packed.inputs, packed.outputs
     count = b.variable("rows") if rows is None else rows
+    blocks = b.variable("blocks")  # no constant: layers of one shape share the function
     x = b.buffer("x", (count, inputs))
     added = b.buffer("bias", (outputs,)) if bias else None
-    blocks = b.variable("blocks")  # no constant: layers of one shape share the function
     values = b.buffer("values", (blocks, TILE))
     columns = b.buffer("columns", (blocks,), packed.columns.dtype.name)
     starts = b.buffer("starts", (tiles + 1,), "int32")
     bounds = b.buffer("bounds", packed.bounds.shape, "int32")
     y = b.buffer("y", (count, outputs))
-    full, rest = outputs // TILE, outputs % TILE
-    sizes = groups(rows, cpu)
-    wide = sizes[0] if sizes[0] > 1 else 0
-    turned = _turn(b, x, count, wide, inputs) if wide > 1 else None
-    follow = ACTIVATIONS[activation]
+    taken = Rows.of(b, x, rows, count, inputs, cpu)
+    follow = ACTIVATIONS[activation] if activation else None
 
-    def tile(t: Any, row: Any, group: int, source: Any, lanes: int) -> None:
-        """Outputs ``t * 16 …`` of ``group`` rows from ``row`` on; ``source(g, k)``: an input of row g."""
+    def tile(t: Any, lanes: int, row: Any, group: int, source: Input) -> None:
         sums = UNROLL if group == 1 else 1
         acc = b.local(group * sums, TILE)
         b.fill(acc, 0.0)
@@ -169,42 +154,7 @@ def _write(packed: Packed, rows: int | None, cpu: Cpu, bias: bool, activation: s
                 for u in range(1, sums):
                     total = total + acc[g * sums + u, v]
                 b.store(y, total, row + g, t * TILE + v)
-        if added is not None or activation:
-            with b.serial(group) as g, b.vector(lanes) as v:
-                total = y[row + g, t * TILE + v]
-                total = total if added is None else total + added[t * TILE + v]
-                b.store(y, follow(total), row + g, t * TILE + v)
-
-    def all_groups(t: Any, lanes: int) -> None:
-        done: Any = 0
-        for group in sizes:
-            turns = (count - done) // group
-            first = done
-
-            def source(g: int, k: Any, i: Any, group: int = group, first: Any = first) -> Any:
-                if group == wide and turned is not None:
-                    return turned[i, k, g]
-                return x[first + i * group + g, k]
-
-            with b.serial(turns) as i:
-                tile(t, first + i * group, group, lambda g, k, i=i, s=source: s(g, k, i), lanes)
-            done = done + turns * group
+        epilogue(b, y, added, follow, row, t * TILE, (group, lanes))
 
     with b.parallel(len(packed.bounds) - 1) as task, b.span(bounds[task], bounds[task + 1]) as t:
-        if not rest:
-            all_groups(t, TILE)
-        else:
-            with b.ir.If(t < full):
-                with b.ir.Then():
-                    all_groups(t, TILE)
-                with b.ir.Else():
-                    all_groups(t, rest)
-
-
-def _turn(b: Body, x: Any, count: Any, wide: int, inputs: int) -> Any:
-    """The rows of whole groups, an input of all of a group in one place: [groups, K, wide]."""
-    turned = b.scratch(count // wide, inputs, wide)
-    with b.parallel(count // wide) as i, b.serial(inputs) as k:
-        for g in range(wide):
-            b.store(turned, x[i * wide + g, k], i, k, g)
-    return turned
+        whole_and_last(b, t, outputs, TILE, lambda lanes: taken.each(partial(tile, t, lanes)))
