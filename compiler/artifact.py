@@ -105,7 +105,7 @@ class Artifact:
         if name not in self.manifest.files:
             return None
         try:
-            return golden.loads(self.read(name), self.manifest.entries[entry].inputs)
+            return golden.loads(self.read(name), self.manifest.signature(entry, "source").inputs)
         except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged data
             raise ArtifactError(str(self.folder / name), f"can't be read: {error}", AGAIN) from error
 

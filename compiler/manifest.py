@@ -107,7 +107,8 @@ class Manifest:
     the value it computes. ``options``, ``timings``: as the driver gave them, any JSON. ``plan``: what a
     budget chose, the options of each pass by weight. ``environment``: package → version. ``files``: every
     file but the manifest; the writer fills it. ``decoding``: how the entry with state is driven, None for a
-    model that keeps none.
+    model that keeps none. ``source_entries``: the source's signatures where they are others: executables may
+    take and give 16 bits.
     """
 
     name: str
@@ -126,6 +127,12 @@ class Manifest:
     timings: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    source_entries: Mapping[str, Entry] = field(default_factory=dict)
+
+    def signature(self, entry: str = "main", role: str = "optimized") -> Entry:
+        """Of an entry, of the executable or of its ``source``."""
+        own = self.entries[entry]
+        return self.source_entries.get(entry, own) if role == "source" else own
 
     def dumps(self) -> str:
         """The manifest as text, its own hash last."""

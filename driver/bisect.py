@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ..compiler.ir.provenance import sources
 from ..compiler.reference import Arrays
 from ..runtime.compare import difference
+from ..runtime.tensors import fitted
 from .lower import Lowered, Recipe
 from .workbench import Built, Workbench
 
@@ -82,9 +83,9 @@ def _first_difference(
 ) -> Culprit:
     common = _values(good[0].program.main) & _values(bad[0].program.main)
     with good[1].open(taps=sorted(common)) as runner:
-        right = runner.run(inputs)
+        right = runner.run(fitted(inputs, runner.inputs))
     with bad[1].open(taps=sorted(common)) as runner:
-        wrong = runner.run(inputs)
+        wrong = runner.run(fitted(inputs, runner.inputs))
     for node in bad[0].program.main.graph:
         for output in node.outputs:
             if output.name not in right or output.name not in wrong:

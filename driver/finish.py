@@ -82,6 +82,7 @@ def finish(
             plan=attempt.recipe.context.plan,
             environment=versions(),
             certificate=_certificate(result, name),
+            source_entries={} if signature(source) == signature(program) else {"main": signature(source)},
             timings={} if document["latency"] is None else document["latency"],
         )
     )

@@ -14,6 +14,7 @@ from ..frontends.base import Import
 from ..passes.observers import Numerics
 from ..runtime.compare import Difference, Limit, differences, scaled_error, worst
 from ..runtime.stepwise import StepwiseRunner
+from ..runtime.tensors import fitted
 from .sample_text import with_sample_text
 from .workbench import Built
 
@@ -169,7 +170,8 @@ def prove(built: Built, evidence: Evidence, limit: Limit, threads: int | None) -
     found: list[Difference] = []
     with built.open(threads) as runner:
         for case in evidence.cases:
-            found.extend(differences(runner.run(case.inputs), case.expected, limit))
+            given = fitted(case.inputs, runner.inputs)
+            found.extend(differences(runner.run(given), case.expected, limit))
     if built.decoding is not None:
         with built.open_stepwise(threads) as stepwise:
             for case in evidence.cases:

@@ -13,6 +13,7 @@ from ..compiler.jsonable import to_json
 from ..compiler.options import Target
 from ..compiler.reference import Array, Arrays
 from .conditions import Conditions, available_memory, conditions, peak_rss
+from .tensors import fitted
 from .timing import SETTLE, Latency, Speedup, Timings, interleave
 
 _ROUNDS_ALONE = 6
@@ -181,7 +182,7 @@ def _one_by_one(
 def _first_call(
     runner: TimedRunner, inputs: Mapping[str, Array]
 ) -> tuple[Callable[[], object], tuple[float, float]]:
-    arrays = runner.check(inputs)
+    arrays = runner.check(fitted(inputs, getattr(runner, "inputs", ())))
     start = time.perf_counter()
     runner.run_arrays(arrays)
     return lambda: runner.run_arrays(arrays), (runner.load_seconds, time.perf_counter() - start)

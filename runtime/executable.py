@@ -30,6 +30,7 @@ from .generate import Conversation, Generation, GenerationOptions, Generator, St
 from .generate.bench import GenerationBench, bench_generation, workloads
 from .samples import sample_inputs
 from .session import model_of, open_runner
+from .tensors import fitted
 from .text import Answer, Classification, Text, TextEncoder, answer, classify, embed
 from .validate import checked
 from .verify import GoldenReference, Verification, layer_values, verification
@@ -351,9 +352,10 @@ class Executable:
         name, _ = self._artifact.variant(variant)
         golden = self._artifact.golden()
         source = self._reference(reference, golden, inputs)
+        specs = self.manifest.signature(role=self.manifest.variants[name].role).inputs
         if inputs is None:
-            inputs = sample_inputs(self.inputs, self.manifest.dims, golden[0] if golden else None)
-        arrays = checked(inputs, self.inputs, self.manifest.dims)
+            inputs = sample_inputs(specs, self.manifest.dims, golden[0] if golden else None)
+        arrays = checked(fitted(inputs, specs), specs, self.manifest.dims)
         table = layer_values(self._artifact, name) if layers and reference is not None else {}
         if table:
             with open_runner(self._artifact, name, taps=list(table.values())) as runner:
@@ -361,7 +363,8 @@ class Executable:
         else:
             outputs = self.run(arrays, name)
         limit = self.limit(tolerance)
-        found = verification(source, name, arrays, outputs, limit=limit, layers=table)
+        given = fitted(arrays, self.manifest.signature(role=SOURCE).inputs)
+        found = verification(source, name, given, outputs, limit=limit, layers=table)
         if layers and reference is not None and not model_of(self._artifact, name).computed():
             return replace(found, note=f"{name} keeps no inner values to compare layers by")
         return found

@@ -9,6 +9,7 @@ import numpy as np
 from ..compiler.errors import InputError
 from ..compiler.program import DimRange, TensorSpec, dtype_name
 from ..compiler.reference import Array, Arrays
+from .tensors import fitted
 
 
 def sample_inputs(
@@ -30,6 +31,7 @@ def sample_inputs(
         fix = f"they are {', '.join(sorted(named))}" if named else "all sizes are fixed"
         raise InputError("sizes", f"no input has a dimension {', '.join(unknown)}", fix)
     rng = np.random.default_rng(seed)
+    golden = None if golden is None else fitted(golden, specs)
     return {
         spec.name: _resized(golden[spec.name], spec, sizes)
         if golden is not None and spec.name in golden

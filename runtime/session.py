@@ -44,7 +44,7 @@ def _onnxruntime(artifact: Artifact, record: Variant, entry: str, place: str) ->
     weights = artifact.weights()
     return OnnxRuntimeModel(
         data=artifact.read(record.entries[entry]),
-        signature=artifact.manifest.entries[entry],
+        signature=artifact.manifest.signature(entry, record.role),
         dims=artifact.manifest.dims,
         settings=record.settings,
         target=Target.parse(record.target),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ..compiler.errors import require
+from ..compiler.program import TensorSpec
 from ..compiler.reference import Array
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def to_numpy(value: object, dtype: ir.DataType) -> Array:
@@ -33,6 +37,21 @@ def to_numpy(value: object, dtype: ir.DataType) -> Array:
     cast = array.astype(wanted)
     floats = np.issubdtype(array.dtype, np.floating) and wanted.kind not in "biu"
     return cast if floats or array.size == 0 or bool(np.all(cast.astype(array.dtype) == array)) else array
+
+
+def fitted(arrays: Mapping[str, Any], specs: Iterable[TensorSpec]) -> dict[str, Any]:
+    """``arrays`` with floats in the dtypes of ``specs``: a source's for an executable of 16 bits, or back.
+
+    What is no numpy array of floats, and what ``specs`` do not name, stays as it is.
+    """
+    wanted = {spec.name: spec.dtype.numpy() for spec in specs if spec.dtype in _FLOATS}
+    known = {dtype.numpy() for dtype in _FLOATS}
+    return {
+        name: array.astype(wanted[name], copy=False)
+        if name in wanted and isinstance(array, np.ndarray) and array.dtype in known
+        else array
+        for name, array in arrays.items()
+    }
 
 
 def is_torch(value: object) -> bool:

@@ -14,6 +14,7 @@ from ...compiler.ir.provenance import merge_sources
 from ...compiler.program import OPSET, Program
 from ..base import Note, Pass, PassContext, PassResult
 from .half import BF16, FP16, Format, half
+from .interface import narrow_interface
 from .keep import Plan, Planner, bounded
 
 FLOAT = ir.DataType.FLOAT
@@ -24,7 +25,8 @@ class ConvertFp16(Pass):
     """Compute in float16 what its range allows; inputs and outputs of the model stay float32.
 
     ``keep``: operators, ``keep_nodes``: node names that stay float32. ``limit``: fraction of float16's
-    range that a measured activation may fill. Masks such as -3.4e38 become -30000.
+    range that a measured activation may fill. Masks such as -3.4e38 become -30000. ``io``: inputs and
+    outputs of ``main`` are float16 too.
     """
 
     name: ClassVar[str] = "convert-fp16"
@@ -34,6 +36,7 @@ class ConvertFp16(Pass):
     keep: tuple[str, ...] = ()
     keep_nodes: tuple[str, ...] = ()
     limit: float = 0.5
+    io: bool = False
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Convert every entry; each node left in float32 is declined with its reason."""
@@ -57,6 +60,7 @@ class ConvertFp16(Pass):
             ]
             if turning:
                 _Converter(model, plan, set(ranges), self.form).run()
+        hits += narrow_interface(program.main, self.form) if self.io else []
         return PassResult(len(hits), tuple(hits), tuple(declined))
 
 
@@ -65,7 +69,7 @@ class ConvertBf16(ConvertFp16):
     """Compute in bfloat16 what its 8 bits allow; inputs and outputs of the model stay float32.
 
     Its range is float32's, but integers above 256, sums and divisors lose too much: they stay. ``keep``,
-    ``keep_nodes``, ``limit`` as of convert-fp16.
+    ``keep_nodes``, ``limit``, ``io`` as of convert-fp16.
     """
 
     name: ClassVar[str] = "convert-bf16"

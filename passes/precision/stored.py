@@ -14,6 +14,7 @@ from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Program
 from ..base import Note, Pass, PassContext, PassResult
 from .half import BF16, FP16, half, loss
+from .interface import narrow_interface
 
 FORMATS = {"fp16": FP16, "bf16": BF16}
 NOTE = "the CPU has no kernels of ONNX Runtime for {}: weights are stored in it, all is computed in float32"
@@ -25,13 +26,15 @@ class StoreWeights(Pass):
 
     ONNX Runtime multiplies neither float16 nor bfloat16 on CPUs: it would cast every operand there and back.
     ``dtype``: ``fp16`` or ``bf16``. ``least``: elements from which on a tensor counts. Weights that would
-    lose more than rounding costs, or leave the format's range, stay float32.
+    lose more than rounding costs, or leave the format's range, stay float32. ``io``: inputs and outputs of
+    ``main`` are of the format too.
     """
 
     name: ClassVar[str] = "store-weights"
     optional: ClassVar[bool] = False
     dtype: str = "fp16"
     least: int = 1024
+    io: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in FORMATS:
@@ -64,6 +67,7 @@ class StoreWeights(Pass):
                 hits.append(Note(name, f"is stored in {form.name}, computed with in float32"))
         if hits:
             declined.append(Note(program.main.graph.name or "main", NOTE.format(form.name)))
+        hits += narrow_interface(program.main, form) if self.io else []
         return PassResult(len(hits), tuple(hits), tuple(declined))
 
 

@@ -84,6 +84,26 @@ def test_interface_and_names_stay_and_weights_turn() -> None:
     np.testing.assert_allclose(ort_run(made, x)["y"], ort_run(source, x)["y"], atol=4e-3)
 
 
+def test_the_interface_turns_too_where_that_is_asked_for() -> None:
+    outputs = "(float[N, 4] a, float[N, 4] y, int64[N] j, float[N, 4] t)"
+    text = f"g (float[N, 4] x, int64[N] i, float[4, 4] w) => {outputs}"
+    made = program(f"{text} {{ a = MatMul(x, w) y = Relu(a) j = Neg(i) t = Tan(y) }}", w=W)
+    source = made.clone()
+    result = convert(made, ranges={"x": (-4.0, 4.0), "y": (0.0, 9.0)}, io=True)
+    assert [str(s) for s in (*made.inputs(), *made.outputs())] == [
+        "x: float16[N, 4]", "i: int64[N]",
+        "a: float16[N, 4]", "y: float16[N, 4]", "j: int64[N]", "t: float16[N, 4]",
+    ]  # fmt: skip
+    assert operators(made)["Cast"] == 2, "around Tan, which has no kernel in 16 bits, and nowhere else"
+    assert [str(note) for note in result.hits[-4:]] == [
+        "x: input is float16", "a: output is float16", "y: output is float16", "t: output is float16",
+    ]  # fmt: skip
+    x, i = np.float32([[1, 2, 3, 4]]), np.int64([1])
+    got, wanted = ort_run(made, {"x": x.astype(np.float16), "i": i}), ort_run(source, {"x": x, "i": i})
+    for name in wanted:
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-2, atol=4e-3)
+
+
 def test_weights_are_converted_when_read_and_not_kept() -> None:
     made = program("g (float[N, 4] x, float[4, 4] w) => (float[N, 4] y) { y = MatMul(x, w) }", w=W)
     convert(made)
