@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..compiler.ir.constants import constant_tensor
 from .base import decline, skip
-from .logits import is_logits
+from .logits import is_over_vocabulary
 
 Reader: TypeAlias = "tuple[ir.Node, int]"
 """A node and which of its inputs."""
@@ -23,7 +23,7 @@ class WeightUses:
 
     ``turned``: it is stored [in, out]. ``products``: readers whose result is a product with it, a Transpose
     in between included. ``multiplied``: the MatMul and Gemm nodes themselves; the activations are their
-    input 0. ``head``: logits come of it.
+    input 0. ``head``: logits over a vocabulary come of it.
     """
 
     look_ups: tuple[Reader, ...]
@@ -52,7 +52,7 @@ def weight_uses(value: ir.Value, least: int = 0) -> WeightUses:
         decline("it is read as it is and transposed")
     look_ups = tuple(reader for reader, form in forms.items() if form == "table")
     products = tuple(reader for reader, form in forms.items() if form != "table")
-    head = any(is_logits(node.outputs[0]) for node in multiplied)
+    head = any(is_over_vocabulary(node.outputs[0]) for node in multiplied)
     return WeightUses(look_ups, products, tuple(multiplied), "columns" in kinds, head)
 
 

@@ -90,14 +90,15 @@ def test_four_bits_keep_eight_in_the_output_layer() -> None:
     run_pass(QuantizeWeights(bits=4, least=1, keep=("table",)), program)
     assert {w.bits for w in blocked(program).values()} == {4}
     b = Builder()
-    x = b.input("x", ("batch", "tokens", 64))
+    ids = b.input("ids", ("batch", "tokens"), INT64)
+    x = b.op("Gather", b.weight("table", RNG.standard_normal((40, 64))), ids)
     h = b.op("MatMul", x, b.weight("inner", RNG.standard_normal((64, 64))))
     y = b.op("MatMul", b.op("Relu", h), b.weight("head", RNG.standard_normal((64, 40))))
     capped = b.op("Mul", b.op("Tanh", b.op("Div", y, b.weight("c", 30.0))), b.weight("d", 30.0))
     b.output(capped, "logits")
     program = b.program()
     run_pass(QuantizeWeights(bits=4, least=1), program)
-    assert {name: w.bits for name, w in blocked(program).items()} == {"inner": 4, "head": 8}
+    assert {name: w.bits for name, w in blocked(program).items()} == {"table": 8, "inner": 4, "head": 8}
 
 
 def test_a_tied_output_layer_of_fewer_bits_is_stored_apart() -> None:
