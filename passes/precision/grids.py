@@ -17,6 +17,8 @@ RATIOS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 """Shares of a block's range that codes of 4 bits are tried to span."""
 
 _TINY = np.float32(1e-12)
+_LEAST = np.float32(1e-30)
+"""Scales up to which a block counts as zeros; those too small for 16 bits are kept in 32."""
 
 _CACHED = 1 << 16
 """Elements whose grids are looked for at a time, so that they stay in the cache."""
@@ -202,7 +204,7 @@ def _fitted(known: _Known, sums: tuple[Array, Array, Array], grid: Grid, roundin
 
 def scales(exact: Array) -> Array:
     """Scales as float32 that 16 bits hold; 1 for a block of zeros."""
-    return halves(np.where(np.abs(exact) > _TINY, exact, 1))
+    return halves(np.where(np.abs(exact) > _LEAST, exact, 1))
 
 
 def halves(exact: Array) -> Array:
