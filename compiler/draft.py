@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from . import golden
 from .artifact import AGAIN, GOLDEN, MANIFEST, WEIGHTS, Artifact, is_executable, record_file, walk_files
@@ -18,6 +18,9 @@ from .atomic import replace_folder, temporary_sibling
 from .errors import ArtifactError
 from .manifest import FileRecord, Manifest
 from .weights import WeightStore
+
+_CHUNK = 1 << 20
+"""Bytes that are copied at a time."""
 
 
 class Draft:
@@ -118,6 +121,22 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _reading(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """A file of an executable folder. Raises: ArtifactError that says whether it or the folder is gone."""
+    try:
+        file = (folder / name).open("rb")
+    except OSError as error:
+        fact = f"{name} can't be read: {error.strerror}"
+        if isinstance(error, FileNotFoundError):
+            whole = not folder.exists()
+            fact = "was removed since it was opened" if whole else f"{name} was removed since it was opened"
+        fix = "compile the model again, with output=FOLDER if it is to outlive the process"
+        raise ArtifactError(str(folder), fact, fix) from error
+    with file:
+        yield file
+
+
 def _refuse_foreign(folder: Path) -> None:
     """An existing folder is replaced only if it is ours or empty."""
     if not folder.exists() or is_executable(folder):
@@ -131,14 +150,15 @@ def _refuse_foreign(folder: Path) -> None:
 def copy(artifact: Artifact, folder: Path | str) -> Manifest:
     """Write ``artifact`` again as ``folder``, checking every file against its hash on the way.
 
-    Raises: ArtifactError if a file is damaged or the folder can't be written.
+    Raises: ArtifactError if a file is damaged or gone, or the folder can't be written.
     """
     with Draft(folder) as draft:
         for name, expected in artifact.manifest.files.items():
-            with _writing(draft.folder):
-                target = draft.path / name
+            target = draft.path / name
+            with _reading(artifact.folder, name) as source, _writing(draft.folder):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(artifact.folder / name, target)
+                with target.open("wb") as file:
+                    shutil.copyfileobj(source, file, _CHUNK)
             if record_file(target) != expected:
                 raise ArtifactError(str(artifact.folder / name), "differs from what was written", AGAIN)
         return draft.finish(artifact.manifest)

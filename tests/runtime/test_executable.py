@@ -190,6 +190,23 @@ def test_temporary_folder_goes_with_the_executable(folder: Path) -> None:
     assert not (folder.parent / "kept").exists()
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_save_names_the_folder_that_has_vanished_not_the_disk(folder: Path, whole: bool) -> None:
+    target = folder.parent / "kept"
+    with open_executable(folder) as opened:
+        if whole:
+            shutil.rmtree(folder)
+        else:
+            (folder / "report.json").unlink()
+        fact = "was removed" if whole else "report.json was removed"
+        with pytest.raises(
+            ArtifactError, match=f"{folder.name}: {fact} since it was opened; compile"
+        ) as failure:
+            opened.save(target)
+    assert "space" not in str(failure.value) and str(target) not in str(failure.value)
+    assert not target.exists() and not list(folder.parent.glob(".kept*"))
+
+
 def test_closed_executable_says_so(folder: Path) -> None:
     opened = open_executable(folder)
     opened.close()
