@@ -27,7 +27,7 @@ from .probe import Swapped, reached
 from .progress import Journal
 from .proof import Evidence, prove
 from .search import Search
-from .sensitivity import Row, sensitivity
+from .sensitivity import Row, sensitivity, table_of
 from .workbench import Workbench, tensor_bytes
 
 
@@ -48,19 +48,8 @@ class Settled:
     def report(self) -> dict[str, Any]:
         """As plain JSON."""
         predicted = self.metric.figure(sum(row.error for row in self.rows.values()))
-        groups = [
-            {
-                "group": group.name,
-                "weights": list(group.weights),
-                "format": row.format.label,
-                "error": row.error,
-                "measured": row.measured,
-                "bytes": row.nbytes,
-            }
-            for group, row in self.rows.items()
-        ]
         facts = {"metric": self.metric.name, "budget": self.budget, "error": self.error}
-        return {**facts, "predicted": predicted, "groups": groups}
+        return {**facts, "predicted": predicted, "groups": table_of(self.rows)}
 
 
 def plan_of(rows: Mapping[Group, Row]) -> dict[str, dict[str, str]]:
@@ -164,11 +153,11 @@ def cost_of(options: CompileOptions, metric: Metric, meter: Meter) -> Callable[[
     as what is read. Bytes stored decide between equals.
     """
     if options.goal == "size":
-        return lambda row: row.nbytes
+        return lambda row: row.nbytes + row.elsewhere
 
     def seconds(row: Row) -> float:
         if metric.vocabulary is not None:
-            return row.read + 1e-6 * row.nbytes
+            return row.read + row.elsewhere + 1e-6 * row.nbytes
         total = 0.0
         for name, uses in meter.groups[row.group].items():
             tensor = meter.program.main.graph.initializers[name].const_value
@@ -176,7 +165,7 @@ def cost_of(options: CompileOptions, metric: Metric, meter: Meter) -> Callable[[
             columns, rows = tensor.shape.numpy()[:: 1 if uses.turned else -1]
             gain = meter.context.speed(row.format.kernel, rows, columns, 1.0)
             total += 4 * rows * columns / gain if gain > 1 and uses.products else 0.0
-        return (total or row.read) + 1e-6 * row.nbytes
+        return (total or row.read) + row.elsewhere + 1e-6 * row.nbytes
 
     return seconds
 

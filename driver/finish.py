@@ -19,7 +19,7 @@ from .page import page_of
 from .prefixes import Prefixes
 from .progress import Journal
 from .proof import Evidence, Proof
-from .report import pass_records, report, text_of
+from .report import layers_of, pass_records, report, text_of
 from .waterfall import waterfall
 from .workbench import operators, signature
 
@@ -56,6 +56,7 @@ def finish(
         best=result.best,
         passes=records,
         waterfall=waterfall(source, result, prefixes),
+        layers=layers_of(result.lowered),
         trials=result.trials,
         proof=result.proof,
         race=result.race,

@@ -207,6 +207,7 @@ def _recorded(
             if row is None:
                 error = meter.error(made.swapped)
                 row = Row(group, Format("as it was", options), error, made.local, made.nbytes, made.read)
+                row = replace(row, elsewhere=made.elsewhere)
         assert row is not None
         found[group] = row
     return found

@@ -23,7 +23,7 @@ from .groups import Group, groups_of
 from .metric import Metric
 from .probe import Probe, Swapped
 
-METHOD = 2
+METHOD = 3
 """Version of how errors are measured: another one measures again."""
 
 TOKENS, SAMPLES = 256, 8
@@ -38,6 +38,7 @@ class Made:
     local: float
     nbytes: int
     read: int
+    elsewhere: int = 0
 
 
 class Meter:
@@ -99,7 +100,7 @@ class Meter:
     def made(self, group: Group, chosen: Format) -> Made | None:
         """The group in a format; None if it is not offered there, or the same as a finer one."""
         swapped: dict[str, Swapped] = {}
-        local, nbytes, read = 0.0, 0, 0
+        local, nbytes, read, elsewhere = 0.0, 0, 0, 0
         for name, uses in self.groups[group].items():
             found = self._weight(name, uses, chosen)
             if found is None:
@@ -108,7 +109,8 @@ class Meter:
             local += found[1]
             nbytes += found[2]
             read += found[3]
-        return Made(swapped, local, nbytes, read)
+            elsewhere += found[4]
+        return Made(swapped, local, nbytes, read, elsewhere)
 
     def error(self, swapped: Mapping[str, Swapped]) -> float:
         """The additive error with these weights swapped, all others as they are."""
@@ -135,7 +137,10 @@ class Meter:
             self._expected = [self._probe.run(arrays) for arrays in self.samples]
         return self._expected, self._probe
 
-    def _weight(self, name: str, uses: WeightUses, chosen: Format) -> tuple[Swapped, float, int, int] | None:
+    def _weight(
+        self, name: str, uses: WeightUses, chosen: Format
+    ) -> tuple[Swapped, float, int, int, int] | None:
+        """What stands for the weight, its local error, bytes stored, read, and those of other weights."""
         value = self.program.main.graph.initializers[name]
         source = value.const_value
         if source is None or (chosen.tables and not uses.look_ups):
@@ -144,6 +149,7 @@ class Meter:
             return None
         tensor: ir.TensorProtocol = source
         nbytes, read = source.nbytes, source.nbytes if uses.products else 0
+        kept, elsewhere = 1.0, 0
         on = [(step, text) for step in self.passes if (text := dict(chosen.options)[step.name]) != OFF]
         for step, text in on:
             changed = step.with_options(text)
@@ -151,15 +157,18 @@ class Meter:
             found = changed.approximation(name, tensor, uses, self.context)
             if found is None:
                 return None
+            rounded = step.name.startswith("quantize")  # and so are those that make what it reads
+            smaller = found.nbytes / tensor.nbytes if rounded else 1.0
+            nbytes, read = round(kept * found.nbytes), round(kept * found.read)
+            kept, elsewhere = kept * found.kept, round(elsewhere * smaller) + found.elsewhere
             tensor = ir.Tensor(np.ascontiguousarray(found.array, np.float32), name=name)
-            nbytes, read = found.nbytes, found.read
         if not on:
-            return Swapped(), 0.0, nbytes, read
+            return Swapped(), 0.0, nbytes, read, 0
         array = tensor.numpy()
         local = self._local(np.asarray(array - source.numpy(), np.float32), uses)
         alone = not uses.products or nbytes == read  # look-ups read the same bytes
         swapped = Swapped(array, array if alone else None, chosen.rounds_activations)
-        return swapped, local, nbytes, read
+        return swapped, local, nbytes, read, elsewhere
 
     def _local(self, change: Array, uses: WeightUses) -> float:
         """Squared error of the products' outputs; without measured activations, of the weight."""

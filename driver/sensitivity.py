@@ -24,7 +24,8 @@ _KEEP = 32
 @dataclass(frozen=True, slots=True)
 class Row:
     """A group in a format. ``error``: additive, see Metric. ``local``: summed squared error of the products'
-    outputs. ``nbytes``: stored; ``read``: by one product. ``measured``: end to end, else the error of a
+    outputs. ``nbytes``: stored; ``read``: by one product; ``elsewhere``: by which other weights grow, removed
+    channels of which they made (negative). ``measured``: end to end, else the error of a
     measured format of the group times the ratio of local errors, both being of the second order.
     """
 
@@ -35,6 +36,7 @@ class Row:
     nbytes: int
     read: int
     measured: bool = True
+    elsewhere: int = 0
 
 
 def sensitivity(meter: Meter, journal: Journal, patience: float = PATIENCE) -> list[Row]:
@@ -73,20 +75,21 @@ def sensitivity(meter: Meter, journal: Journal, patience: float = PATIENCE) -> l
 def _measured(meter: Meter, group: Group, each: Format, made: Made, others: list[Row], end: float) -> Row:
     """Measured, or after ``end`` estimated, if something of the group was measured before."""
     if not any(text != "off" for _, text in each.options):
-        return Row(group, each, 0.0, 0.0, made.nbytes, made.read)
+        return Row(group, each, 0.0, 0.0, made.nbytes, made.read, True, made.elsewhere)
     anchors = [row for row in others if row.measured and row.local > 0]
     if time.monotonic() < end or not anchors:
-        return Row(group, each, meter.error(made.swapped), made.local, made.nbytes, made.read)
+        error = meter.error(made.swapped)
+        return Row(group, each, error, made.local, made.nbytes, made.read, True, made.elsewhere)
     anchor = min(anchors, key=lambda row: abs(row.local - made.local))
     error = anchor.error * made.local / anchor.local
-    return Row(group, each, error, made.local, made.nbytes, made.read, measured=False)
+    return Row(group, each, error, made.local, made.nbytes, made.read, False, made.elsewhere)
 
 
 def _different(rows: list[Row]) -> list[Row]:
     """Without formats that a group keeps in the same bytes as another one, which is no worse."""
-    kept: dict[tuple[Group, int, int, str], Row] = {}
+    kept: dict[tuple[Group, int, int, int, str], Row] = {}
     for row in rows:
-        key = row.group, row.nbytes, row.read, row.format.kernel
+        key = row.group, row.nbytes, row.read, row.elsewhere, row.format.kernel
         if key not in kept or row.error < kept[key].error:
             kept[key] = row
     return list(kept.values())
@@ -99,16 +102,17 @@ def _entry(group: Group, each: Format) -> str:
 def _row(group: Group, each: Format, plain: Any) -> Row | None:
     if plain is None:
         return None
-    error, local, nbytes, read, measured = plain
-    return Row(group, each, float(error), float(local), int(nbytes), int(read), bool(measured))
+    error, local, nbytes, read, measured, elsewhere = plain
+    figures = float(error), float(local), int(nbytes), int(read)
+    return Row(group, each, *figures, bool(measured), int(elsewhere))
 
 
 def _plain(row: Row) -> list[Any]:
-    return [row.error, row.local, row.nbytes, row.read, row.measured]
+    return [row.error, row.local, row.nbytes, row.read, row.measured, row.elsewhere]
 
 
 def table_of(rows: Mapping[Group, Row]) -> list[dict[str, Any]]:
-    """What was chosen, for report.json: group, format, error (additive), bytes."""
+    """What was chosen, for report.json: group, format, error (additive), bytes, here and elsewhere."""
     return [
         {
             "group": group.name,
@@ -117,6 +121,7 @@ def table_of(rows: Mapping[Group, Row]) -> list[dict[str, Any]]:
             "error": row.error,
             "measured": row.measured,
             "bytes": row.nbytes,
+            "elsewhere": row.elsewhere,
         }
         for group, row in rows.items()
     ]

@@ -17,12 +17,16 @@ class Approximation:
     """A weight as products will in effect multiply with it, and what it costs.
 
     ``array``: float32, of the weight's own shape and orientation. ``nbytes``: stored, look-ups included.
-    ``read``: bytes that one product reads of it, as each token of a language model does.
+    ``read``: bytes that one product reads of it, as each token of a language model does. ``kept``: share of
+    its elements that steps behind still store and read, of the ``array`` that they are given whole.
+    ``elsewhere``: bytes by which other weights grow (shrink: negative), which make what this one reads.
     """
 
     array: Array
     nbytes: int
     read: int
+    kept: float = 1.0
+    elsewhere: int = 0
 
 
 @runtime_checkable

@@ -29,10 +29,11 @@ PassT = TypeVar("PassT", bound="Pass")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What a pass did (``hit``) or declined to do at one node, in a sentence."""
+    """What a pass did (``hit``) or declined to do at one node, in a sentence; ``facts``: its figures."""
 
     node: str
     text: str
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return f"{self.node}: {self.text}"

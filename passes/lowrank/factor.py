@@ -90,7 +90,8 @@ class FactorWeights(Pass):
         (thin,), first = plan.tensors()
         array = thin @ first
         nbytes = 4 * plan.product.size
-        return Approximation(array.T if weight.turned else array, nbytes, nbytes)
+        kept = plan.product.size / tensor.size
+        return Approximation(array.T if weight.turned else array, nbytes, nbytes, kept)
 
 
 @dataclass(slots=True)
@@ -162,7 +163,10 @@ class _Work:
                 f"{rows} x {columns} at rank {plan.product.rank}, {plan.lost:.2%} of the output's power lost"
             )
             others = [name for name in names if name != weight.name]
-            self.hits.append(Note(weight.name, f"{text}, with {', '.join(others)}" if others else text))
+            text = f"{text}, with {', '.join(others)}" if others else text
+            share = plan.product.size / sum(w.tensor.size for w in plan.weights)
+            facts = {"shape": [rows, columns], "pattern": "rank", "density": round(share, 4)}
+            self.hits.append(Note(weight.name, text, {**facts, "rank": plan.product.rank}))
         known, name = self.context.moments or {}, str(first.x.name)
         if name in known:
             self.moments[str(inner.name)] = partial(_inner_moment, known, name, shared)

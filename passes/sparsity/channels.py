@@ -92,7 +92,7 @@ class PruneChannels(PruneUnits):
     def approximation(
         self, name: str, tensor: ir.TensorProtocol, uses: WeightUses, context: PassContext
     ) -> Approximation | None:
-        """The reading weight with what goes at zero; what the making weights lose counts as its own."""
+        """The reading weight with what goes at zero; what the making weights lose is told apart."""
         if len(uses.multiplied) != 1 or any(part in name for part in self.keep):
             return None
         try:
@@ -104,14 +104,15 @@ class PruneChannels(PruneUnits):
         except NoMatch:
             return None
         rows = choice.applied(site.rows(tensor))
-        left = tensor.nbytes * len(choice.columns) // len(site.columns)
+        kept, elsewhere = len(choice.columns) / len(site.columns), 0
         for node in site.flow.producers:
             value, _ = stored(node)
-            for axis, units in site.flow.at(node, 1).items():
+            for units in site.flow.at(node, 1).values():
                 lost = int((~choice.kept[units[units >= 0]]).sum())
-                left -= 0 if value.const_value is None else value.const_value.nbytes * lost // len(units)
-                del axis
-        return Approximation(rows.T if site.turned else rows, left, left)
+                whole = 0 if value.const_value is None else value.const_value.nbytes
+                elsewhere -= whole * lost // len(units)
+        left = round(tensor.nbytes * kept)
+        return Approximation(rows.T if site.turned else rows, left, left, kept, elsewhere)
 
 
 def _reads_a_product(node: ir.Node) -> bool:

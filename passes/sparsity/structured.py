@@ -120,7 +120,10 @@ class _Work:
         x = site.node.inputs[0]
         assert x is not None
         self.left[str(x.name)] = choice.columns
-        self.hits.append(Note(name, _said(choice)))
+        density = round(float(np.mean(choice.kept)), 4)
+        pattern = self.step.name.partition("-")[2]
+        facts = {"shape": [len(choice.kept)], "pattern": pattern, "density": density, "method": choice.method}
+        self.hits.append(Note(name, _said(choice), facts))
 
 
 def _said(choice: Choice) -> str:
