@@ -56,7 +56,7 @@ def plan_of(rows: Mapping[Group, Row]) -> dict[str, dict[str, str]]:
     """By pass and weight: the options, as passes read them."""
     plan: dict[str, dict[str, str]] = {}
     for group, row in rows.items():
-        for name, text in row.format.options:
+        for name, text in row.format.planned:
             plan.setdefault(name, {}).update(dict.fromkeys(group.weights, text))
     return plan
 

@@ -12,6 +12,9 @@ from ..passes.base import OFF, Pass
 INTEGERS = "quantize-activations"
 """The pass whose products round their activations too; what it takes, quantize-weights finds no more."""
 
+STORED = "bits=8,output=8,table=8,block=32"
+"""What quantize-weights makes of a weight in 8 bits."""
+
 BLOCKS = (32, 64, 128)
 """Columns that share a scale in 4 bits; 8 bits are near enough in blocks of 32."""
 
@@ -37,6 +40,15 @@ class Format:
     def rounds_activations(self) -> bool:
         """Whether products round what they read to 8 bits row by row."""
         return any(name == INTEGERS and text != OFF for name, text in self.options)
+
+    @property
+    def planned(self) -> tuple[tuple[str, str], ...]:
+        """``options`` as a plan has them: weights that ``INTEGERS`` leaves, or loses when it is reverted for
+        its time, are still stored in 8 bits.
+        """
+        if not self.rounds_activations:
+            return self.options
+        return tuple((name, STORED if name == "quantize-weights" else text) for name, text in self.options)
 
     @property
     def kernel(self) -> str:
@@ -73,7 +85,7 @@ def _offers(step: Pass, precision: str) -> list[tuple[str, str, str]]:
         return [("", name, OFF), ("int8 activations", name, "")]
     if name != "quantize-weights":
         return [("", name, OFF), (_label(step), name, "")]
-    found = [("", name, OFF), ("int8 g32", name, "bits=8,output=8,table=8,block=32")]
+    found = [("", name, OFF), ("int8 g32", name, STORED)]
     if precision != "int4":
         return found
     for block in BLOCKS:

@@ -198,7 +198,7 @@ def _recorded(
     found = {}
     for group, offered in rows.items():
         options = tuple((s.name, plan.get(s.name, {}).get(group.weights[0], "")) for s in meter.passes)
-        row = next((row for row in offered if row.format.options == options), None)
+        row = next((row for row in offered if row.format.planned == options), None)
         made = None if row is not None else meter.made(group, Format("as it was", options))
         if row is None and made is None:  # the pass leaves these weights alone
             row = next(row for row in offered if row.error == 0)

@@ -12,11 +12,12 @@ import pytest
 from miaotui import VerificationError, driver
 from miaotui.compiler.artifact import Artifact
 from miaotui.compiler.options import CompileOptions
+from miaotui.compiler.weights import stored_bytes
 from miaotui.driver import cache
 from miaotui.driver.budget import held
 from miaotui.driver.calibration import measured_moments
 from miaotui.driver.context import context_of
-from miaotui.driver.formats import Format, approximating
+from miaotui.driver.formats import STORED, Format, approximating
 from miaotui.driver.groups import Group
 from miaotui.driver.knapsack import cheapest
 from miaotui.driver.meter import Meter
@@ -110,7 +111,22 @@ def test_integer_activations_are_chosen_where_the_budget_has_room_for_their_roun
     with driver.open(tmp_path / "out.miaotui") as executable:
         plan = executable.manifest.plan
     assert set(plan["quantize-activations"].values()) == {""}
-    assert set(plan["quantize-weights"].values()) == {"off"}
+    assert set(plan["quantize-weights"].values()) == {STORED}
+
+
+def test_weights_whose_activations_are_left_alone_are_stored_in_8_bits(tmp_path: Path) -> None:
+    report = compiled(
+        stack(tmp_path / "stack.onnx"), tmp_path / "m", precision="int8", budget=0.05, goal="size"
+    )
+    assert {row["format"] for row in report["budget"]["groups"]} == {"int8 activations"}
+    with Artifact(tmp_path / "m") as artifact:
+        recipe = recorded_recipe(artifact, source_program(artifact), recorded_options(artifact.manifest))
+        whole, reverted = recipe.lower(), recipe.lower(frozenset({"quantize-activations"}))
+    rounded = {s.step.name: s.result.changed for s in whole.steps}
+    assert (rounded["quantize-activations"], rounded["quantize-weights"]) == (3, 0)
+    hits = [str(hit) for s in reverted.steps for hit in s.result.hits if s.step.name == "quantize-weights"]
+    assert len(hits) == 3 and all("in 8 bits" in hit for hit in hits)
+    assert stored_bytes(reverted.program) < 0.3 * stored_bytes(recipe.source)
 
 
 def test_what_was_measured_once_is_read_from_the_cache(tmp_path: Path, own_cache: Path) -> None:
