@@ -1,9 +1,9 @@
-"""CUDA code ahead of time: nvcc makes it, on a machine with or without a GPU, and what it made can be listed.
+"""CUDA code ahead of time: nvcc makes it, with or without a GPU, and what it made can be listed.
 
-TVM asks for device code while it builds a module. Under ``ahead_of_time`` the answer is a fatbin of nvcc's: the
+TVM asks for device code while it builds a module. Under ``ahead_of_time`` the answer is nvcc's fatbin: the
 target's machine code, and its PTX for later GPUs. Without a driver TVM's CUDA runtime does not load and TVM
-would leave the source in the library, to be compiled wherever it is opened; so stand-ins of the libraries that
-the machine lacks are put in its way. They are there to be linked: nothing can run on them.
+would leave the source in the library, to be compiled wherever it is opened; so stand-ins of the libraries
+that the machine lacks are put in its way. They are there to be linked: nothing can run on them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ...errors import CompileError, InternalError, ToolError
 from ...options import Target
@@ -40,18 +41,29 @@ _FLAGS = (
 )
 """As TVM passes them, but without ``--use_fast_math``."""
 
-_DRIVER = """
-cuDeviceGetName cuFuncSetAttribute cuGetErrorName cuGetErrorString cuLaunchKernelEx cuModuleGetFunction
-cuModuleLoadData cuModuleUnload cuTensorMapEncodeTiled
-""".split()
+_DRIVER = [
+    "cuDeviceGetName",
+    "cuFuncSetAttribute",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuLaunchKernelEx",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuTensorMapEncodeTiled",
+]
 """What TVM's CUDA runtime links of libcuda; each answers CUDA_ERROR_STUB_LIBRARY."""
 
-_RESOURCES = re.compile(r"(?P<registers>\d+) registers(?:.*?(?P<shared>\d+) bytes smem)?", re.DOTALL)
+TOOLKIT = Path("/usr/local/cuda")
+"""Where the toolkit is installed by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceKernel:
-    """A kernel as compiled. ``shared`` and ``stack``: bytes a block and a thread; ``spilled``: of registers."""
+    """A kernel as compiled, with bytes: ``shared`` of a block, ``stack`` and ``spilled`` of a thread.
+
+    ``dynamic``: shared memory that the host asks for at launch; None: code does not tell.
+    """
 
     name: str
     arch: str
@@ -59,6 +71,7 @@ class DeviceKernel:
     shared: int
     stack: int = 0
     spilled: int = 0
+    dynamic: int | None = None
 
 
 @dataclass(slots=True)
@@ -70,8 +83,18 @@ class Compiled:
 
 
 def find_nvcc() -> Path:
-    """The compiler: of ``$CUDA_HOME`` or ``$CUDA_PATH``, on PATH, or in /usr/local/cuda. Raises: ToolError."""
+    """The compiler of ``$CUDA_HOME``, ``$CUDA_PATH``, on PATH or in ``TOOLKIT``. Raises: ToolError."""
     return _tool("nvcc", "install the CUDA toolkit, or set CUDA_HOME to where it is")
+
+
+@cache
+def toolkit_of(nvcc: Path) -> Path:
+    """The folder of the toolkit that an nvcc belongs to, which may be a script elsewhere."""
+    done = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
+    )
+    found = re.search(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE)
+    return Path(found[1]).resolve() if found else nvcc.resolve().parents[1]
 
 
 def _tool(name: str, fix: str) -> Path:
@@ -79,7 +102,7 @@ def _tool(name: str, fix: str) -> Path:
     packages = [Path(p) / "nvidia" / "cu13" for p in sys.path]
     on_path = shutil.which(name)
     places = [*(h / "bin" / name for h in homes), *([Path(on_path)] if on_path else [])]
-    places += [p / "bin" / name for p in (Path("/usr/local/cuda"), *packages)]
+    places += [p / "bin" / name for p in (TOOLKIT, *packages)]
     for place in places:
         if place.is_file():
             return place
@@ -97,10 +120,16 @@ def ahead_of_time(target: Target) -> Iterator[Compiled]:
     nvcc = find_nvcc()
     load_runtime(nvcc)
     made = Compiled()
+    failed: list[CompileError] = []
 
-    def compile_device(code: str) -> bytes:
+    def compile_device(text: str) -> bytes:
+        code = with_one_shared_array(text)
         made.sources.append(code)
-        fatbin, listing = fatbin_of(nvcc, code, arch)
+        try:
+            fatbin, listing = fatbin_of(nvcc, code, arch)
+        except CompileError as error:
+            failed.append(error)
+            raise
         made.kernels.extend(kernels_in(listing))
         return fatbin
 
@@ -111,9 +140,28 @@ def ahead_of_time(target: Target) -> Iterator[Compiled]:
     try:
         with require_tvm().target.Target(spelled(target)):
             yield made
+    except Exception:
+        if failed:  # TVM passes on the text of an error of Python's, not its type
+            raise failed[0] from None
+        raise
     finally:
         if before is not None:
             ffi.register_global_func(name, before, override=True)
+
+
+def with_one_shared_array(code: str) -> str:
+    """CUDA C++ in which all kernels declare their dynamic shared memory alike.
+
+    TVM names it after a buffer and gives it the buffer's type; in C++ arrays of one name have one type.
+
+    >>> with_one_shared_array("extern __shared__ __align__(64) half _ptr[];")
+    'extern __shared__ __align__(128) unsigned char shared_array[]; half *_ptr = (half *)shared_array;'
+    """
+    return re.sub(
+        r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];",
+        r"extern __shared__ __align__(128) unsigned char shared_array[]; \1 *\2 = (\1 *)shared_array;",
+        code,
+    )
 
 
 def fatbin_of(nvcc: Path, code: str, arch: str) -> tuple[bytes, str]:
@@ -125,15 +173,13 @@ def fatbin_of(nvcc: Path, code: str, arch: str) -> tuple[bytes, str]:
         source, output = Path(folder, "kernels.cu"), Path(folder, "kernels.fatbin")
         source.write_text(code, encoding="utf-8")
         done = subprocess.run(
-            [nvcc, "--fatbin", *_FLAGS, "-gencode", f"arch={virtual},code={codes}", "--resource-usage", source,
-             "-o", output],
+            [nvcc, "--fatbin", *_FLAGS, "-gencode", f"arch={virtual},code={codes}", "--resource-usage",
+             source, "-o", output],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-            if any(
-                "Unsupported gpu architecture" in line or "not defined for option" in line for line in said
-            ):
+            said = [m for m in done.stderr.splitlines() if "error" in m or "fatal" in m] or ["no message"]
+            if any("gpu architecture" in m or "not defined for option" in m for m in said):
                 raise ToolError(
                     str(nvcc), f"does not compile for {arch}", "name another with --target cuda:sm_NN"
                 )
@@ -152,19 +198,29 @@ def kernels_in(listing: str) -> list[DeviceKernel]:
     ... ptxas info    : Function properties for k
     ...     8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
     ... ptxas info    : Used 40 registers, used 1 barriers, 2048 bytes smem''')
-    [DeviceKernel(name='k', arch='sm_90', registers=40, shared=2048, stack=8, spilled=4)]
+    [DeviceKernel(name='k', arch='sm_90', registers=40, shared=2048, stack=8, spilled=4, dynamic=None)]
     """
     found = []
     for part in re.split(r"Compiling entry function ", listing)[1:]:
         head = re.match(r"'(?P<name>[^']+)' for '(?P<arch>[^']+)'", part)
-        used = re.search(r"Used " + _RESOURCES.pattern, part, re.DOTALL)
+        used = re.search(r"Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?", part)
         frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", part)
         if head is None or used is None:
             continue
         stack, spilled = (int(frame[1]), int(frame[2])) if frame else (0, 0)
-        registers, shared = int(used["registers"]), int(used["shared"] or 0)
+        registers, shared = int(used[1]), int(used[2] or 0)
         found.append(DeviceKernel(head["name"], head["arch"], registers, shared, stack, spilled))
     return found
+
+
+def with_dynamic(kernels: Iterable[DeviceKernel], module: Any) -> list[DeviceKernel]:
+    """The kernels, those of our own with their dynamic shared memory; ``module``: the IRModule compiled."""
+    known = {
+        f"{symbol.name_hint}_kernel": int(function.attrs["shared_memory"])
+        for symbol, function in module.functions.items()
+        if function.attrs is not None and "shared_memory" in function.attrs
+    }
+    return [replace(k, dynamic=known.get(k.name, k.dynamic)) for k in kernels]
 
 
 # what a library holds
@@ -188,7 +244,7 @@ def fatbins_in(library: Path) -> list[bytes]:
 
 
 def device_kernels(library: Path) -> list[DeviceKernel]:
-    """Kernels in a library with their registers and static shared memory. Raises: ToolError without cuobjdump."""
+    """Kernels in a library with registers and static shared memory. Raises: ToolError without cuobjdump."""
     found = []
     for text in _dumped(library, "-res-usage"):
         arch = ""
@@ -258,7 +314,7 @@ def load_runtime(nvcc: Path) -> None:
 
 
 def _load_cudart(nvcc: Path) -> None:
-    home = nvcc.resolve().parents[1]
+    home = toolkit_of(nvcc)
     places = [home / sub / "libcudart.so.13" for sub in ("lib64", "lib", "targets/x86_64-linux/lib")]
     places += [Path(p) / "nvidia" / "cu13" / "lib" / "libcudart.so.13" for p in sys.path]
     for place in ("libcudart.so.13", *(str(p) for p in places if p.is_file())):

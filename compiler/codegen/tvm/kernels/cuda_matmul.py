@@ -120,8 +120,8 @@ def _write(
             warp // t.across * (t.rows // t.down),
             warp % t.across * (t.columns // t.across),
         )
-        tile_a = b.shared(t.stages, t.rows, t.depth)
-        tile_b = b.shared(t.stages, *((t.columns, t.depth) if transposed else (t.depth, t.columns)))
+        of_b = (t.columns, t.depth) if transposed else (t.depth, t.columns)
+        tile_a, tile_b = b.tiles((t.stages, t.rows, t.depth), (t.stages, *of_b))
         sums = b.registers(down * across * 8)
         part_a, part_b = b.registers(down * 8, dtype=b.dtype), b.registers(across * 8, dtype=b.dtype)
         for i in range(down * across * 8):
@@ -139,9 +139,8 @@ def _write(
                 place = (n, k) if transposed else (k, n)
                 return right, (*which, *place), tirx.all(n < outputs, k < inputs)
 
-            shape = (t.columns, t.depth) if transposed else (t.depth, t.columns)
             b.fetch(tile_a, (stage,), (t.rows, t.depth), (thread, t.threads), of_left)
-            b.fetch(tile_b, (stage,), shape, (thread, t.threads), of_right)
+            b.fetch(tile_b, (stage,), of_b, (thread, t.threads), of_right)
 
         for step in range(t.stages - 1):
             if step < steps:

@@ -1,16 +1,18 @@
 """What CUDA kernels are written with: tiles brought into shared memory, fragments, products in tensor cores.
 
 A fragment is what the 32 threads of a warp hold of a matrix between them, as mma.sync.m16n8k16 wants it: of
-a 16 × 16 left factor 8 numbers a thread, of a 16 × 8 right one 4, of 16 × 8 sums 4, those of rows ``lane / 4``
-and ``lane / 4 + 8`` and columns ``2 * (lane % 4)`` and the next.
+a 16 × 16 left factor 8 numbers a thread, of a 16 × 8 right one 4, of 16 × 8 sums 4, those of rows ``lane /
+4`` and ``lane / 4 + 8`` and columns ``2 * (lane % 4)`` and the next.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from .build import Body
+from .build import Body, prim_func
 
 WARP = 32
 MMA = 16
@@ -20,7 +22,7 @@ CHUNK = 8
 """Numbers that a thread copies at a time: 16 bytes."""
 
 _PAD = 8
-"""Numbers behind each row of a tile in shared memory: 8 rows then start in 8 different quarters of the banks."""
+"""Numbers behind each row of a tile in shared memory: 8 rows then start in different banks."""
 
 DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
 
@@ -44,19 +46,43 @@ __device__ __forceinline__ float from_lane_xor(float value, int mask) {
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A part of the shared memory: ``shape``, padding with it, from ``first`` on."""
+
+    whole: Any
+    first: int
+    shape: tuple[int, ...]
+
+    def at(self, index: Sequence[Any]) -> Any:
+        """Where in ``whole`` a number is."""
+        offset: Any = 0
+        for size, i in zip(self.shape, index, strict=True):
+            offset = offset * size + i
+        return offset + self.first
+
+
 class Device(Body):
     """A kernel's body on a GPU."""
 
-    __slots__ = ("dtype",)
+    __slots__ = ("dtype", "shared_bytes")
 
     def __init__(self, ir: Any, dtype: str) -> None:
         super().__init__(ir)
         self.dtype = dtype
+        self.shared_bytes = 0
 
-    def shared(self, *shape: int) -> Any:
-        """A tile in shared memory; its rows are padded against bank conflicts."""
-        *outer, columns = shape
-        return self.ir.alloc_buffer((*outer, columns + _PAD), self.dtype, scope="shared.dyn")
+    def tiles(self, *shapes: tuple[int, ...]) -> list[Tile]:
+        """Tiles in shared memory, rows padded against bank conflicts.
+
+        One array holds them all: TVM does not see that copies arrive later than they are started, and would
+        let two tiles share memory as soon as one is no longer written.
+        """
+        padded = [(*outer, columns + _PAD) for *outer, columns in shapes]
+        sizes = [math.prod(shape) for shape in padded]
+        self.shared_bytes = sum(sizes) * 2
+        whole = self.ir.alloc_buffer((sum(sizes),), self.dtype, scope="shared.dyn")
+        return [Tile(whole, sum(sizes[:n]), shape) for n, shape in enumerate(padded)]
 
     def registers(self, *shape: int, dtype: str = "float32") -> Any:
         """An array of one thread's."""
@@ -68,14 +94,12 @@ class Device(Body):
 
         self.ir.evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
 
-    def copy(self, tile: Any, to: Sequence[Any], source: Any, index: Sequence[Any], there: Any) -> None:
-        """Starts copying 8 numbers, or zeros where ``there`` is not."""
+    def copy(self, tile: Tile, to: Sequence[Any], source: Any, index: Sequence[Any], there: Any) -> None:
+        """Starts copying 8 numbers, or zeros where ``there`` is not; then nothing is read."""
         from tvm import tirx
 
-        safe = [
-            tirx.Select(there, i, tirx.const(0, i.ty.dtype if hasattr(i, "ty") else "int64")) for i in index
-        ]
-        self._call("copy_or_zero", _COPY, _address(tile, to), _address(source, safe), there)
+        target, origin = tile.whole[tile.at(to)], source[tuple(index)]
+        self._call("copy_or_zero", _COPY, tirx.address_of(target), tirx.address_of(origin), there)
 
     def end_copies(self) -> None:
         """What was started since the last time is one group."""
@@ -90,7 +114,7 @@ class Device(Body):
 
         self.ir.evaluate(cuda_func_call(name, *args, source_code=source))
 
-    def load(self, tile: Any, index: Sequence[Any], lane: Any, into: Any, at: int, *, turn: bool) -> None:
+    def load(self, tile: Tile, index: Sequence[Any], lane: Any, into: Any, at: int, *, turn: bool) -> None:
         """16 × 16 numbers of a tile from ``index`` on into ``into[at:at + 8]``.
 
         Four matrices of 8 × 8: the upper left, lower left, upper right and lower right one, each transposed
@@ -101,7 +125,7 @@ class Device(Body):
         self._ldmatrix(turn, tile, place, into, at)
 
     def load_right(
-        self, tile: Any, index: Sequence[Any], lane: Any, into: Any, at: int, *, turn: bool
+        self, tile: Tile, index: Sequence[Any], lane: Any, into: Any, at: int, *, turn: bool
     ) -> None:
         """Two fragments of a right factor, 16 deep, 8 columns each, into ``into[at:at + 8]``.
 
@@ -114,15 +138,12 @@ class Device(Body):
             place = (*outer, row + lane % 8 + lane // 16 * 8, column + lane % 16 // 8 * 8)
         self._ldmatrix(turn, tile, place, into, at)
 
-    def _ldmatrix(self, turn: bool, tile: Any, place: Sequence[Any], into: Any, at: int) -> None:
+    def _ldmatrix(self, turn: bool, tile: Tile, place: Sequence[Any], into: Any, at: int) -> None:
         from tvm.backend.cuda.script import PTXLegacyNamespace
 
-        offset: Any = 0
-        for size, i in zip(tile.shape, place, strict=True):
-            offset = offset * int(size) + i
-        source = tile.access_ptr("r")
-        made = PTXLegacyNamespace().ldmatrix(turn, 4, ".b16", into.data, at, source, offset, dtype=self.dtype)
-        self.ir.evaluate(made)
+        source = tile.whole.access_ptr("r")
+        places = (into.data, at, source, tile.at(place))
+        self.ir.evaluate(PTXLegacyNamespace().ldmatrix(turn, 4, ".b16", *places, dtype=self.dtype))
 
     def product(self, left: Any, i: int, right: Any, j: int, sums: Any, k: int) -> None:
         """``sums[k:k + 4] += left[i:i + 8] @ right[j:j + 4]``, fragments all, in float32."""
@@ -134,7 +155,7 @@ class Device(Body):
         self.ir.evaluate(PTXLegacyNamespace().mma(*shape, *places, False, dtype="float32"))
 
     def over_row(self, value: Any, join: Callable[[Any, Any], Any]) -> Any:
-        """``join`` of a row's numbers, which four neighbouring threads hold: in each of them. ``value``: [1]."""
+        """``join`` of a row's numbers, which four threads side by side hold: in each. ``value``: [1]."""
         from tvm.backend.cuda.op import cuda_func_call
 
         for mask in (1, 2):
@@ -146,13 +167,13 @@ class Device(Body):
 
     def fetch(
         self,
-        tile: Any,
+        tile: Tile,
         outer: Sequence[Any],
         shape: tuple[int, int],
         thread: tuple[Any, int],
         source: Callable[[Any, Any], tuple[Any, Sequence[Any], Any]],
     ) -> None:
-        """Starts copying ``shape`` rows and columns of a tile; ``source(row, column)``: buffer, index, there."""
+        """Starts copying ``shape`` rows and columns of a tile; ``source``: buffer, index, whether there."""
         rows, columns = shape
         index, count = thread
         across = columns // CHUNK
@@ -172,14 +193,13 @@ class Device(Body):
                     write()
 
 
-def _address(buffer: Any, index: Sequence[Any]) -> Any:
-    from tvm import tirx
-
-    return tirx.address_of(buffer[tuple(index)])
-
-
 def device_func(name: str, dtype: str, body: Callable[[Device], None]) -> Any:
-    """The PrimFunc that ``body`` writes, for CUDA."""
-    from .build import prim_func
+    """The PrimFunc that ``body`` writes, for CUDA; its attribute ``shared_memory`` is bytes a block."""
+    devices = []
 
-    return prim_func(name, lambda b: body(Device(b.ir, dtype)))
+    def write(b: Body) -> None:
+        devices.append(Device(b.ir, dtype))
+        body(devices[0])
+
+    function = prim_func(name, write)
+    return function.with_attr("shared_memory", devices[0].shared_bytes)
