@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import sys
@@ -174,3 +175,13 @@ def sentences(program: Program, text: str) -> list[Arrays]:
         given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         made.append({name: given[name] for name in names})
     return made
+
+
+def arguments(about: str | None) -> argparse.Namespace:
+    """What a benchmark of real weights is told: which part, how much text, and whether to measure anew."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--part", choices=("accuracy", "timing", "all"), default="all")
+    parser.add_argument("--windows", type=int, default=8, help="of 512 tokens, for SmolLM2")
+    parser.add_argument("--threads", type=int, help="of the accuracy part")
+    parser.add_argument("--known", action="store_true", help="tell what was measured, measure no errors")
+    return parser.parse_args()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import approximated
 import interleave as shared
 import miaotui
-from approximated import WORK, Case, minilm_scores, smollm2_scores
+from approximated import WORK, Case, arguments, minilm_scores, smollm2_scores
 from bench_decode import hugging_face_folder
 from bench_encoder import TOKENS, bert, inputs_of, minilm
 from engines import Ours
@@ -204,12 +203,7 @@ def timing_table(rows: Sequence[Row]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=("accuracy", "timing", "all"), default="all")
-    parser.add_argument("--windows", type=int, default=8, help="of 512 tokens, for SmolLM2")
-    parser.add_argument("--threads", type=int, help="of the accuracy part")
-    parser.add_argument("--known", action="store_true", help="tell what was measured, measure no errors")
-    options = parser.parse_args()
+    options = arguments(__doc__)
     if options.part in ("accuracy", "all"):
         lines = [
             *accuracy(options.windows, options.threads, options.known),

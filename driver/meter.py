@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import onnx_ir as ir
 
+from ..compiler.closing import Closing
 from ..compiler.program import Program
 from ..compiler.reference import Array, Arrays
 from ..passes.approximation import Approximates
@@ -41,7 +40,7 @@ class Made:
     elsewhere: int = 0
 
 
-class Meter:
+class Meter(Closing):
     """The program as the first approximating pass sees it, under another choice of its weights each time.
 
     ``passes``: of the pipeline; those that approximate weights take part, as they were set. ``context``: as
@@ -184,14 +183,6 @@ class Meter:
         """Free the session."""
         self._opened.close()
         self._probe = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _first(samples: Sequence[Arrays], metric: Metric) -> list[Arrays]:

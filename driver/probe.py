@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import onnx_ir as ir
 
+from ..compiler.closing import Closing
 from ..compiler.draft import Draft
 from ..compiler.errors import InternalError
 from ..compiler.ir.constants import constant_tensor
@@ -112,7 +111,7 @@ class Swapped:
     rounds: bool = False
 
 
-class Probe:
+class Probe(Closing):
     """A session of ``probed(program, weights, values)``; a context manager.
 
     The weights as they are stay in memory once, as arrays; the session holds what else there is.
@@ -166,11 +165,3 @@ class Probe:
     def close(self) -> None:
         """Free the session and its files."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -7,9 +7,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
+from ..compiler.ir.constants import constant_tensor
 from ..compiler.reference import Array
-from .base import PassContext
-from .weight_uses import WeightUses
+from .base import PassContext, PassT, decline
+from .weight_uses import WeightUses, weight_uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,18 @@ class Approximates(Protocol):
         ``context.plan`` is not asked: the plan is what is being chosen.
         """
         ...
+
+
+def chosen_weight(
+    step: PassT, value: ir.Value, context: PassContext, least: int
+) -> tuple[WeightUses, ir.TensorProtocol, PassT]:
+    """How ``value``, an initializer, is read, its contents, and ``step`` with the plan's options for it.
+
+    Raises: NoMatch if it is no weight of ``least`` elements, is read in other ways, or is to be left alone.
+    """
+    uses, tensor = weight_uses(value, least), constant_tensor(value)
+    assert tensor is not None
+    chosen = context.chosen(step, str(value.name))
+    if chosen is None:
+        decline("the budget keeps it")
+    return uses, tensor, chosen

@@ -12,10 +12,10 @@ from dataclasses import replace
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast, overload
+from typing import Any, cast, overload
 
 from ..compiler.artifact import WEIGHTS, Artifact
+from ..compiler.closing import Closing
 from ..compiler.draft import copy
 from ..compiler.errors import ArtifactError, CompileError, OptionError
 from ..compiler.manifest import Entry, Manifest
@@ -50,7 +50,7 @@ def open_executable(
     return Executable(Artifact(Path(folder)), resolve_reference, temporary=temporary)
 
 
-class Executable:
+class Executable(Closing):
     """An executable folder, opened. Sessions start when first needed; calls may come from several threads.
 
     ``resolve_reference`` makes a Reference from whatever ``verify`` is given. ``temporary``: the folder is
@@ -417,14 +417,6 @@ class Executable:
         self._artifact.close()
         if self._remove is not None:
             self._remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         signature = f"({', '.join(map(str, self.inputs))}) -> ({', '.join(map(str, self.outputs))})"

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..compiler.closing import Closing
 from ..compiler.errors import ArtifactError, CompileError, InputError, InternalError, ToolError
 from ..compiler.manifest import Entry
 from ..compiler.options import Target
@@ -96,7 +96,7 @@ class Binding:
     kept: tuple[Array, ...]
 
 
-class NativeRunner:
+class NativeRunner(Closing):
     """One entry over a mapped weight file. ``run`` may be called from several threads.
 
     ``threads``: workers; None takes the physical cores this process may use.
@@ -214,11 +214,3 @@ class NativeRunner:
     def close(self) -> None:
         """Free the model once no run uses it."""
         self._opened = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

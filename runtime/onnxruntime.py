@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..compiler.closing import Closing
 from ..compiler.errors import CompileError, ToolError, require
 from ..compiler.manifest import Entry
 from ..compiler.options import Target
@@ -71,7 +71,7 @@ class OnnxRuntimeModel:
         return computed(self.data)
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(Closing):
     """One session over a built model. ``run`` may be called from several threads.
 
     ``threads``: intra-op threads; None takes the physical cores this process may use. ``taps``: inner
@@ -186,14 +186,6 @@ class OnnxRuntimeRunner:
 
     def _is_input(self, name: str) -> bool:
         return any(spec.name == name for spec in self.inputs)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _session(ort: Any, model: OnnxRuntimeModel, data: bytes, threads: int) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from ..compiler.closing import Closing
 from ..compiler.errors import InternalError
 from ..compiler.program import Decoding, TensorSpec
 from ..compiler.reference import Array, Arrays
@@ -18,7 +18,7 @@ _SPARE = 4
 """Positions of capacity beyond the sequence, for what rows that are behind the others write past it."""
 
 
-class StepwiseRunner:
+class StepwiseRunner(Closing):
     """Takes the inputs of ``main`` and continues them through the entry with state, without binding buffers.
 
     It owns the runners it is given. ``steps``: tokens that ``run_arrays`` writes after the prompt.
@@ -117,14 +117,6 @@ class StepwiseRunner:
             for runner in (self._decode, self._encode):
                 if runner is not None:
                     stack.callback(runner.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _sizes(sequence: int) -> Iterator[int]:

@@ -11,14 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ...compiler.errors import OptionError
-from ...compiler.ir.constants import constant_tensor
 from ...compiler.ir.provenance import add_passes, merge_sources
 from ...compiler.ir.rewrite import Rewriter, remove_dead
 from ...compiler.program import Program
-from ..approximation import Approximation
+from ..approximation import Approximation, chosen_weight
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline, skip
 from ..moments import LazyMoments, Moment, Moments
-from ..weight_uses import WeightUses, weight_uses
+from ..weight_uses import WeightUses
 from .plan import Plan, Spectra, Weight, planned
 
 MARK = "miaotui.factor_weights"
@@ -109,12 +108,7 @@ class _Work:
         """``value`` as a weight to factor, if it is one and is to be, and the options for it."""
         name = str(value.name)
         try:
-            uses = weight_uses(value, self.step.least)
-            step = self.context.chosen(self.step, name)
-            if step is None:
-                decline("the budget keeps it")
-            tensor = constant_tensor(value)
-            assert tensor is not None
+            uses, tensor, step = chosen_weight(self.step, value, self.context, self.step.least)
             return _weight(name, tensor, uses, step), step
         except NoMatch as left:
             if left.reason:

@@ -9,16 +9,15 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ...compiler.errors import OptionError
-from ...compiler.ir.constants import constant_tensor
 from ...compiler.ir.provenance import add_passes
 from ...compiler.ir.quantized import BlockedWeight, emit_blocked
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Program
-from ..approximation import Approximation
+from ..approximation import Approximation, chosen_weight
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline
 from ..moments import Moment, Moments, joined
 from ..sparsity.gains import stays_sparse
-from ..weight_uses import Reader, WeightUses, weight_uses
+from ..weight_uses import Reader, WeightUses
 from .blocks import Rounded, rounded_weight
 from .grids import SCHEMES, Rounding
 
@@ -86,12 +85,7 @@ class QuantizeWeights(Pass):
             for value in tuple(graph.initializers.values()):
                 name = str(value.name)
                 try:
-                    uses = weight_uses(value, self.least)
-                    tensor = constant_tensor(value)
-                    assert tensor is not None
-                    chosen = context.chosen(self, name)
-                    if chosen is None:
-                        decline("the budget keeps it")
+                    uses, tensor, chosen = chosen_weight(self, value, context, self.least)
                     plans = chosen._plans(name, uses, tensor, context.moments)
                     if not uses.look_ups and (sparse := chosen._stays_sparse(tensor, uses, context)):
                         decline(sparse)

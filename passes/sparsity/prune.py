@@ -10,12 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ...compiler.errors import OptionError
-from ...compiler.ir.constants import constant_tensor
 from ...compiler.program import Program
-from ..approximation import Approximation
+from ..approximation import Approximation, chosen_weight
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline
 from ..moments import Moment, Moments, joined
-from ..weight_uses import WeightUses, weight_uses
+from ..weight_uses import WeightUses
 from .gains import FORCE, gain
 from .patterns import PATTERNS, TILE
 from .pruned import METHODS, Pruner, Pruning
@@ -82,12 +81,7 @@ class PruneWeights(Pass):
             for value in tuple(model.graph.initializers.values()):
                 name = str(value.name)
                 try:
-                    uses = weight_uses(value, self.least)
-                    tensor = constant_tensor(value)
-                    assert tensor is not None
-                    step = context.chosen(self, name)
-                    if step is None:
-                        decline("the budget keeps it")
+                    uses, tensor, step = chosen_weight(self, value, context, self.least)
                     precision = step._precision(context, name)
                     job = step._job(name, tensor, uses, precision, context)
                 except NoMatch as left:

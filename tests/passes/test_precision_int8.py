@@ -17,6 +17,7 @@ from miaotui.passes.lowering.onnxruntime.integers import UseIntegerKernels
 from miaotui.passes.moments import Moment
 from miaotui.passes.precision.activations import QuantizeActivations
 from miaotui.passes.precision.row_factors import row_factors
+from support.numerics import histograms
 from support.rewriting import Arrays, assert_same, operators, ort_run, reasons, run_pass
 
 RNG = np.random.default_rng(5)
@@ -47,22 +48,6 @@ def linear(form: str = "matmul", rank: int = 3, before: str = "", bias: bool = T
 def feed(*shape: int) -> Arrays:
     rows = np.exp(RNG.standard_normal((*shape, 1)))  # rows of different size too
     return {"x": (RNG.standard_normal((*shape, 64)) * rows).astype(np.float32)}
-
-
-def histograms(*cases: Arrays) -> Any:
-    """What the driver measures: histograms of values of the program as it is, over ``cases``."""
-
-    def measured(program: Program, names: list[str]) -> dict[str, Histogram]:
-        found: dict[str, Histogram] = {}
-        for case in cases:
-            results = {**case, **evaluate(program.main, case, [n for n in names if n not in case])}
-            for name in names:
-                joined = Histogram.of(results[name], found.get(name))
-                assert joined is not None
-                found[name] = joined
-        return found
-
-    return measured
 
 
 def rounded(array: np.ndarray[Any, Any], step: Any, zero: int) -> np.ndarray[Any, Any]:

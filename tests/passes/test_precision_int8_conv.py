@@ -10,8 +10,8 @@ from miaotui.compiler.ir.builder import Builder
 from miaotui.compiler.ir.evaluate import evaluate
 from miaotui.compiler.program import Program
 from miaotui.passes.base import PassContext
-from miaotui.passes.histograms import Histogram
 from miaotui.passes.precision.activations import QuantizeActivations
+from support.numerics import histograms
 from support.rewriting import Arrays, operators, ort_run, reasons, run_pass
 
 RNG = np.random.default_rng(8)
@@ -38,17 +38,7 @@ def net(groups: int = 1, pool: str = "GlobalAveragePool") -> Program:
 
 
 def context(*cases: Arrays) -> PassContext:
-    def measured(program: Program, names: list[str]) -> dict[str, Histogram]:
-        found: dict[str, Histogram] = {}
-        for case in cases:
-            results = {**case, **evaluate(program.main, case, [n for n in names if n not in case])}
-            for name in names:
-                joined = Histogram.of(results[name], found.get(name))
-                assert joined is not None
-                found[name] = joined
-        return found
-
-    return PassContext(histograms=measured)  # type: ignore[arg-type]
+    return PassContext(histograms=histograms(*cases))
 
 
 def images(batch: int = 2) -> Arrays:

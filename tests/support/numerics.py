@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from miaotui.compiler.ir.evaluate import evaluate
+from miaotui.compiler.program import Program
+from miaotui.passes.histograms import Histogram
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -51,3 +54,19 @@ def assert_close(actual: Arrays, expected: Arrays) -> None:
             assert error <= BOUND[reference.dtype], f"{name}: scaled error {error:.2e}"
         else:
             np.testing.assert_array_equal(array, reference, err_msg=name)
+
+
+def histograms(*cases: Arrays) -> Any:
+    """What the driver measures: histograms of values of the program as it is, over ``cases``."""
+
+    def measured(program: Program, names: list[str]) -> dict[str, Histogram]:
+        found: dict[str, Histogram] = {}
+        for case in cases:
+            results = {**case, **evaluate(program.main, case, [n for n in names if n not in case])}
+            for name in names:
+                joined = Histogram.of(results[name], found.get(name))
+                assert joined is not None
+                found[name] = joined
+        return found
+
+    return measured
