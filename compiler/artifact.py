@@ -6,11 +6,11 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from . import golden
 from .atomic import recover
+from .closing import Closing
 from .errors import ArtifactError, Problem
 from .manifest import FORMAT, Certificate, Entry, FileRecord, Manifest, PassRecord, Variant
 from .reference import Arrays
@@ -36,7 +36,7 @@ AGAIN = "compile the model again"
 _MAX_MANIFEST = 256 << 20
 
 
-class Artifact:
+class Artifact(Closing):
     """An opened executable folder. Keeps its model files open, so that it survives being replaced.
 
     Raises: ArtifactError if the folder is missing, not ours, of another schema, or has files missing or
@@ -114,14 +114,6 @@ class Artifact:
         for file in self._files.values():
             file.close()
         self._files.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check(folder: Path | str) -> Manifest:
