@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from miaotui.runtime import timing
 from miaotui.runtime.timing import Latency, Timings, interleave, warm_up
 
 
-def busy(seconds: float) -> Callable[[], None]:
-    def run() -> None:
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            pass
+class Clock:
+    """In place of the module ``time``: it goes on when it is told, so that no load of the machine counts."""
 
-    return run
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def busy(self, seconds: float) -> Callable[[], None]:
+        """A call that takes ``seconds``."""
+        return lambda: self.sleep(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(timing, "time", made)
+    return made
 
 
 def rounds(center: float, noise: float, seed: int, count: int = 20) -> tuple[tuple[float, ...], ...]:
@@ -66,15 +81,20 @@ def test_too_few_rounds_give_no_verdict() -> None:
     assert timings.speedup("a", "b").verdict == "inconclusive"
 
 
-def test_interleave_measures_what_runs() -> None:
-    timings = interleave({"fast": busy(0.001), "slow": busy(0.003)}, runs=20)
+def test_interleave_measures_what_runs(clock: Clock) -> None:
+    timings = interleave({"fast": clock.busy(0.001), "slow": clock.busy(0.003)}, runs=20)
     assert timings.latency("fast").runs >= 20
-    assert timings.latency("fast").minimum >= 0.001
+    assert timings.latency("fast").minimum == pytest.approx(0.001)
     found = timings.speedup("fast", "slow")
-    assert found.verdict == "faster" and 1.5 < found.ratio < 6
+    assert found.verdict == "faster" and found.ratio == pytest.approx(3)
 
 
-def test_order_alternates_and_collection_is_off() -> None:
+def test_the_clock_is_one_that_runs() -> None:
+    seconds = interleave({"a": lambda: sum(range(1000))}, runs=6).latency("a")
+    assert seconds.runs >= 6 and 0 < seconds.minimum <= seconds.median < math.inf
+
+
+def test_order_alternates_and_collection_is_off(clock: Clock) -> None:
     seen: list[str] = []
     collecting: list[bool] = []
 
@@ -82,7 +102,7 @@ def test_order_alternates_and_collection_is_off() -> None:
         def run() -> None:
             seen.append(name)
             collecting.append(gc.isenabled())
-            time.sleep(0.021)
+            clock.sleep(0.021)
 
         return run
 
@@ -92,24 +112,38 @@ def test_order_alternates_and_collection_is_off() -> None:
     assert not any(collecting) and gc.isenabled()
 
 
-def test_seconds_bound_the_measurement() -> None:
-    start = time.perf_counter()
-    timings = interleave({"a": busy(0.01), "b": busy(0.01)}, runs=10_000, seconds=0.5)
-    assert time.perf_counter() - start < 1.5
-    assert timings.latency("a").runs >= 6
+def test_seconds_bound_the_measurement(clock: Clock) -> None:
+    timings = interleave({"a": clock.busy(0.01), "b": clock.busy(0.01)}, runs=10_000, seconds=0.5)
+    assert 0.5 < clock.now < 0.55, "until the time is over and the round is whole"
+    assert timings.latency("a").runs == timings.latency("b").runs >= 6
 
 
-def test_warm_up_goes_on_while_calls_get_faster() -> None:
-    durations = iter([0.02, 0.016, 0.012, 0.008, 0.006, 0.004, 0.002, *[0.001] * 30])
-    count = 0
+def test_six_rounds_are_made_whatever_they_take(clock: Clock) -> None:
+    assert interleave({"a": clock.busy(9.0)}, seconds=0.5).latency("a").runs == 6
+
+
+def test_rest_comes_before_every_block(clock: Clock) -> None:
+    timings = interleave({"a": clock.busy(0.1), "b": clock.busy(0.1)}, runs=6, settle=0.04)
+    warm, rounds = 2 * 6 * 0.1, timings.latency("a").runs
+    assert clock.now == pytest.approx(warm + 2 * rounds * (0.1 + 0.04))
+
+
+def test_warm_up_goes_on_while_calls_get_faster(clock: Clock) -> None:
+    durations = [0.02, 0.016, 0.012, 0.008, 0.006, 0.004, 0.002, *[0.001] * 30]
+    left = iter(durations)
+    assert warm_up(lambda: clock.sleep(next(left))) == pytest.approx(0.001)
+    assert len(durations) - len(list(left)) == 11, "three calls that are no faster than the eighth"
+
+
+def test_warm_up_ends_with_its_time(clock: Clock) -> None:
+    calls: list[float] = []
 
     def run() -> None:
-        nonlocal count
-        count += 1
-        busy(next(durations))()
+        calls.append(clock.now)
+        clock.sleep(1.0)
 
-    typical = warm_up(run)
-    assert count >= 9 and typical < 0.002
+    warm_up(run, limit=2.5)
+    assert len(calls) == 3
 
 
 def test_an_error_in_a_candidate_turns_collection_on_again() -> None:
