@@ -16,7 +16,7 @@ from miaotui.compiler.program import DimRange
 from support.command_line import Call
 
 REPORT_KEYS = {
-    "schema", "model", "target", "stages", "passes", "waterfall", "ops", "nodes", "error", "latency", "sizes",
+    "schema", "model", "target", "stages", "passes", "waterfall", "layers", "ops", "nodes", "error", "latency", "sizes",
     "budget", "notes", "dry_run", "output",
 }  # fmt: skip
 DRY_KEYS = {"schema", "dry_run", "model", "target", "passes", "ops", "nodes", "unsupported"}
@@ -37,6 +37,7 @@ class Compiled:
             {"name": "fuse-gelu", "changed": 0, "hits": [], "declined": [], "seconds": 0.0,
              "reverted": "costs time", "gain": None},
         ],
+        "layers": [],
         "waterfall": {
             "rows": [
                 {"pass": "fuse-qkv", "nodes": 2, "declined": 1, "seconds": -0.004, "how": "left out",
