@@ -46,7 +46,7 @@ Target: TypeAlias = Annotated[
     ),
 ]
 Backend: TypeAlias = Annotated[
-    str, _option("--backend", panel=MODEL, metavar="auto|ort|native|tvm", help="Code generator.")
+    str, _option("--backend", panel=MODEL, metavar="auto|ort|native|tvm|ort+tvm", help="Code generator.")
 ]
 Precision: TypeAlias = Annotated[
     str,

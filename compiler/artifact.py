@@ -65,7 +65,7 @@ class Artifact(Closing):
                 return self.manifest
             raise ArtifactError.of(problems)
         variants = self.manifest.variants.values()
-        models = {file for variant in variants for file in variant.entries.values()}
+        models = {file for variant in variants for file in variant.files}
         models |= {variant.weights for variant in variants if variant.weights is not None}
         others = {WEIGHTS, *(GOLDEN.format(entry=entry) for entry in self.manifest.entries)}
         for name in sorted(models | (others & self.manifest.files.keys())):

@@ -41,11 +41,27 @@ class PassRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of an entry that one backend runs: an entry of its own, by the name it has in ``file``.
+
+    ``file``: relative to the folder. ``signature``: what it reads of the entry's inputs and of what earlier
+    segments gave, and what it gives. ``settings``: as a variant's.
+    """
+
+    backend: str
+    entry: str
+    file: str
+    signature: Entry
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One built form of the program: the source as imported, or optimized for a target by a backend.
 
     ``entries``: model file of each entry, relative to the folder. ``settings``: what the backend's
-    runner is to set. ``operators``: how many nodes of each operator, subgraphs included.
+    runner is to set. ``operators``: how many nodes of each operator, subgraphs included. ``segments``: where
+    several backends take turns, the stretches of each entry in order; its file is then the first one's.
     """
 
     role: Literal["source", "optimized"]
@@ -55,6 +71,13 @@ class Variant:
     settings: Mapping[str, str] = field(default_factory=dict)
     operators: Mapping[str, int] = field(default_factory=dict)
     passes: tuple[PassRecord, ...] = ()
+    segments: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """Model files of all entries and segments, each once."""
+        parts = (part.file for segments in self.segments.values() for part in segments)
+        return list(dict.fromkeys((*self.entries.values(), *parts)))
 
     @property
     def nodes(self) -> int:
@@ -171,11 +194,14 @@ class Manifest:
             if not is_inside(name):
                 raise ArtifactError(place, f"file {name!r} lies outside the folder", "don't open this folder")
         for name, variant in self.variants.items():
-            for entry, file in variant.entries.items():
+            for entry in variant.entries:
                 if entry not in self.entries:
                     raise ArtifactError(place, f"variant {name!r} has an unknown entry {entry!r}")
+            for file in variant.files:
                 if file not in self.files:
                     raise ArtifactError(place, f"variant {name!r}: {file!r} is not among its files")
+            if unknown := variant.segments.keys() - variant.entries.keys():
+                raise ArtifactError(place, f"variant {name!r} has segments of unknown {', '.join(unknown)}")
             if variant.weights is not None and variant.weights not in self.files:
                 raise ArtifactError(place, f"variant {name!r}: {variant.weights!r} is not among its files")
 

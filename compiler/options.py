@@ -17,7 +17,7 @@ CacheType: TypeAlias = Literal["auto", "fp32", "fp16", "int8"]
 CPU_ONLY = ("int8", "int4")
 """Precisions whose kernels are chosen for the CPU; on CUDA they are neither lowered nor measured."""
 Device: TypeAlias = Literal["cpu", "cuda"]
-BackendName: TypeAlias = Literal["auto", "ort", "native", "tvm"]
+BackendName: TypeAlias = Literal["auto", "ort", "native", "tvm", "ort+tvm"]
 
 CPU_ARCHS = (
     "native",
@@ -233,7 +233,12 @@ class CompileOptions:
             raise OptionError(
                 "--backend", "native writes code for CPUs", "use --target cpu, or --backend ort"
             )
-        if self.backend == "ort" and self.target.device == "cpu" and self.target.arch:
+        if self.backend == "ort+tvm" and self.target.device != "cpu":
+            raise OptionError("--backend", "ort+tvm shares out regions on CPUs", "use ort or tvm alone")
+        if self.backend == "ort+tvm" and self.narrows:
+            fact = f"ort+tvm has no kernels for regions in {self.precision}"
+            raise OptionError("--precision", fact, "use fp32, or one backend alone")
+        if self.backend in ("ort", "ort+tvm") and self.target.device == "cpu" and self.target.arch:
             fact = f"ONNX Runtime chooses its kernels when it runs, not for {self.target.arch}"
             raise OptionError("--target", fact, "use --target cpu, or --backend native")
         if self.rank is not None and not 0 < self.rank < 1:

@@ -16,17 +16,25 @@ from ..compiler.codegen.onnxruntime.backend import OnnxRuntimeBackend
 from ..compiler.codegen.tvm.backend import PARAMETERS, TvmBackend
 from ..compiler.draft import Draft
 from ..compiler.errors import InternalError
-from ..compiler.manifest import Entry, Variant
+from ..compiler.manifest import Entry, Segment, Variant
 from ..compiler.options import Target
-from ..compiler.program import Decoding, Program
+from ..compiler.program import Decoding, DimRange, Program
 from ..runtime.base import Model, Runner
+from ..runtime.chain import ChainModel
 from ..runtime.native import NativeModel
 from ..runtime.onnxruntime import OnnxRuntimeModel
 from ..runtime.stepwise import StepwiseRunner
 from ..runtime.tvm import TvmModel
 from .lower import Lowered
+from .regions import NAME as REGIONS
+from .regions import Regions
 
-BACKENDS: dict[str, Backend] = {"ort": OnnxRuntimeBackend(), "native": NativeBackend(), "tvm": TvmBackend()}
+BACKENDS: dict[str, Backend] = {
+    "ort": OnnxRuntimeBackend(),
+    "native": NativeBackend(),
+    "tvm": TvmBackend(),
+    REGIONS: Regions(),
+}
 """Code generators by name. Their lowering is in ``passes/lowering/<name>``, their runner in ``runtime/``."""
 
 SOURCE_BACKEND = "ort"
@@ -113,24 +121,54 @@ class Workbench:
             entries={entry: f"variants/{name}/{file}" for entry, file in build.entries.items()},
             settings=build.settings,
             operators=operators(program),
+            segments={
+                entry: tuple(replace(part, file=f"variants/{name}/{part.file}") for part in parts)
+                for entry, parts in build.segments.items()
+            },
         )
         models = {entry: self._model(program, entry, variant, name) for entry in variant.entries}
         return Built(name, variant, models, tensor_bytes(program), program.decoding)
 
     def _model(self, program: Program, entry: str, variant: Variant, name: str) -> Model:
         """What a runner of the entry is opened from while it lies in the draft."""
-        file, target = self.draft.path / variant.entries[entry], Target.parse(variant.target)
-        decoding = program.decoding
+        decoding, dims = program.decoding, program.dims
+        if entry in variant.segments:
+            parts = (self._part(variant, part, dims, name) for part in variant.segments[entry])
+            target = Target.parse(variant.target)
+            return ChainModel(tuple(parts), signature(program, entry), dims, target, name)
         kept = decoding.state if decoding is not None and decoding.entry == entry else ()
         state = {tensor.input: tensor.output for tensor in kept}
+        return self._alone(variant, entry, signature(program, entry), state, dims, name)
+
+    def _part(self, variant: Variant, part: Segment, dims: Mapping[str, DimRange], name: str) -> Model:
+        alone = replace(
+            variant,
+            backend=part.backend,
+            entries={part.entry: part.file},
+            settings=part.settings,
+            segments={},
+        )
+        return self._alone(alone, part.entry, part.signature, {}, dims, f"{name} {part.entry}")
+
+    def _alone(
+        self,
+        variant: Variant,
+        entry: str,
+        called: Entry,
+        state: Mapping[str, str],
+        dims: Mapping[str, DimRange],
+        name: str,
+    ) -> Model:
+        """Of an entry that one backend runs."""
+        file, target = self.draft.path / variant.entries[entry], Target.parse(variant.target)
         if variant.weights is not None:
             return NativeModel(
                 library=file,
                 weights=self.draft.path / variant.weights,
-                signature=signature(program, entry),
+                signature=called,
                 entry=entry,
                 state=state,
-                dims=program.dims,
+                dims=dims,
                 target=target,
                 place=name,
             )
@@ -138,18 +176,18 @@ class Workbench:
             return TvmModel(
                 library=file,
                 weights=self.draft.weights.path,
-                signature=signature(program, entry),
+                signature=called,
                 parameters=variant.settings[PARAMETERS],
                 entry=entry,
                 state=state,
-                dims=program.dims,
+                dims=dims,
                 target=target,
                 place=name,
             )
         return OnnxRuntimeModel(
             data=file.read_bytes(),
-            signature=signature(program, entry),
-            dims=program.dims,
+            signature=called,
+            dims=dims,
             settings=variant.settings,
             target=target,
             weights=self.draft.weights.path if self.draft.weights.size else None,

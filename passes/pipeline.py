@@ -24,8 +24,10 @@ LOWERING: dict[str, Pipeline] = {
     "cuda": LOWER_CUDA,
     "native": LOWER_NATIVE,
     "tvm": LOWER_TVM,
+    "ort+tvm": (),
 }
-"""Last stage, by device, or by backend where that has its own: into the operators it runs best."""
+"""Last stage, by device, or by backend where that has its own: into the operators it runs best. Where two
+take turns, each segment is lowered once it is cut."""
 
 
 @dataclass(frozen=True, slots=True)

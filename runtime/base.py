@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from ..compiler.manifest import Entry
 from ..compiler.options import Target
 from ..compiler.program import TensorSpec
 from ..compiler.reference import Array, Arrays
@@ -59,6 +60,11 @@ class Runner(Protocol):
 
 class Model(Protocol):
     """One entry of a built variant: what a runner is opened from."""
+
+    @property
+    def signature(self) -> Entry:
+        """Its inputs and outputs."""
+        ...
 
     @property
     def target(self) -> Target:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from ..compiler.artifact import WEIGHTS, Artifact
 from ..compiler.errors import ArtifactError
-from ..compiler.manifest import Variant
+from ..compiler.manifest import Entry, Segment, Variant
 from ..compiler.options import Target
 from .base import Model, Runner
 
-Opener: TypeAlias = Callable[[Artifact, Variant, str, str], Model]
+Opener: TypeAlias = Callable[[Artifact, Variant, str, Entry, str], Model]
 
 
 def model_of(artifact: Artifact, variant: str | None = None, entry: str = "main") -> Model:
@@ -23,7 +24,8 @@ def model_of(artifact: Artifact, variant: str | None = None, entry: str = "main"
     if entry not in record.entries:
         fix = f"it has {', '.join(record.entries)}"
         raise ArtifactError(str(artifact.folder), f"variant {name!r} has no entry {entry!r}", fix)
-    return _BACKENDS[record.backend](artifact, record, entry, f"{artifact.folder.name} ({name})")
+    signature, place = artifact.manifest.signature(entry, record.role), f"{artifact.folder.name} ({name})"
+    return _BACKENDS[record.backend](artifact, record, entry, signature, place)
 
 
 def open_runner(
@@ -38,13 +40,37 @@ def open_runner(
     return model_of(artifact, variant, entry).open(threads, taps)
 
 
-def _onnxruntime(artifact: Artifact, record: Variant, entry: str, place: str) -> Model:
+def _chain(artifact: Artifact, record: Variant, entry: str, signature: Entry, place: str) -> Model:
+    from .chain import ChainModel
+
+    if entry not in record.segments:
+        raise ArtifactError(place, f"names no segments of entry {entry!r}", "compile the model again")
+    return ChainModel(
+        models=tuple(_part(artifact, record, part, place) for part in record.segments[entry]),
+        signature=signature,
+        dims=artifact.manifest.dims,
+        target=Target.parse(record.target),
+        place=place,
+    )
+
+
+def _part(artifact: Artifact, record: Variant, part: Segment, place: str) -> Model:
+    if part.backend not in _BACKENDS or part.backend == record.backend:
+        fact = f"has a segment of backend {part.backend!r}, which this version can't run"
+        raise ArtifactError(place, fact, "upgrade miaotui")
+    alone = replace(
+        record, backend=part.backend, entries={part.entry: part.file}, settings=part.settings, segments={}
+    )
+    return _BACKENDS[part.backend](artifact, alone, part.entry, part.signature, f"{place} {part.entry}")
+
+
+def _onnxruntime(artifact: Artifact, record: Variant, entry: str, signature: Entry, place: str) -> Model:
     from .onnxruntime import OnnxRuntimeModel
 
     weights = artifact.weights()
     return OnnxRuntimeModel(
         data=artifact.read(record.entries[entry]),
-        signature=artifact.manifest.signature(entry, record.role),
+        signature=signature,
         dims=artifact.manifest.dims,
         settings=record.settings,
         target=Target.parse(record.target),
@@ -54,7 +80,7 @@ def _onnxruntime(artifact: Artifact, record: Variant, entry: str, place: str) ->
     )
 
 
-def _native(artifact: Artifact, record: Variant, entry: str, place: str) -> Model:
+def _native(artifact: Artifact, record: Variant, entry: str, signature: Entry, place: str) -> Model:
     from .native import NativeModel
 
     library, weights = record.entries[entry], record.weights
@@ -63,7 +89,7 @@ def _native(artifact: Artifact, record: Variant, entry: str, place: str) -> Mode
     return NativeModel(
         library=artifact.folder / library,
         weights=artifact.folder / weights,
-        signature=artifact.manifest.entries[entry],
+        signature=signature,
         entry=entry,
         state=_state(artifact, entry),
         dims=artifact.manifest.dims,
@@ -74,14 +100,14 @@ def _native(artifact: Artifact, record: Variant, entry: str, place: str) -> Mode
     )
 
 
-def _tvm(artifact: Artifact, record: Variant, entry: str, place: str) -> Model:
+def _tvm(artifact: Artifact, record: Variant, entry: str, signature: Entry, place: str) -> Model:
     from .tvm import PARAMETERS, TvmModel
 
     library, weights = record.entries[entry], artifact.weights()
     return TvmModel(
         library=artifact.folder / library,
         weights=None if weights is None else artifact.folder / WEIGHTS,
-        signature=artifact.manifest.entries[entry],
+        signature=signature,
         parameters=record.settings[PARAMETERS],
         entry=entry,
         state=_state(artifact, entry),
@@ -101,4 +127,4 @@ def _state(artifact: Artifact, entry: str) -> dict[str, str]:
     return {tensor.input: tensor.output for tensor in decoding.state}
 
 
-_BACKENDS: dict[str, Opener] = {"ort": _onnxruntime, "native": _native, "tvm": _tvm}
+_BACKENDS: dict[str, Opener] = {"ort": _onnxruntime, "native": _native, "tvm": _tvm, "ort+tvm": _chain}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
 
+from ..manifest import Segment
 from ..options import Target
 from ..program import Program
 from ..weights import WeightStore
@@ -15,10 +17,14 @@ from ..weights import WeightStore
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What a backend wrote: files by entry, relative to the variant's folder, and its runner's settings."""
+    """What a backend wrote: files by entry, relative to the variant's folder, and its runner's settings.
+
+    ``segments``: of each entry, if several backends take turns, their files relative to the same folder.
+    """
 
     entries: dict[str, str]
     settings: dict[str, str] = field(default_factory=dict)
+    segments: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)
 
 
 class Backend(Protocol):
