@@ -16,8 +16,8 @@ from miaotui.compiler.program import DimRange
 from support.command_line import Call
 
 REPORT_KEYS = {
-    "schema", "model", "target", "stages", "passes", "waterfall", "layers", "ops", "nodes", "error", "latency",
-    "sizes", "budget", "notes", "dry_run", "output",
+    "schema", "model", "target", "stages", "passes", "waterfall", "layers", "ops", "nodes", "error",
+    "latency", "sizes", "budget", "notes", "dry_run", "output",
 }  # fmt: skip
 DRY_KEYS = {"schema", "dry_run", "model", "target", "passes", "ops", "nodes", "unsupported"}
 PASS_KEYS = {"name", "changed", "hits", "declined", "seconds", "reverted"}
