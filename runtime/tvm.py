@@ -37,6 +37,8 @@ PARAMETERS = "parameters"
 _ALIGNMENT = 64
 """Bytes: compiled code reads whole registers from the beginning of every tensor."""
 
+_BFLOAT16 = ir.DataType.BFLOAT16.numpy()
+
 _CPU, _POOLED = 1, 2
 """TVM's device type, and its allocator that keeps what it frees for the next run."""
 
@@ -125,7 +127,7 @@ class TvmRunner:
         self._machine: Any = machine
         table = json.loads(model.parameters)[model.entry]
         memory = _mapped(model) if table else np.zeros(0, np.uint8)
-        return function, tuple(self._ffi.from_dlpack(_tensor(memory, *row)) for row in table)
+        return function, tuple(tensor_of(_region(memory, *row)) for row in table)
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
         """Outputs by name; ``inputs`` are arrays or tensors by name.
@@ -179,7 +181,7 @@ class TvmRunner:
                 original[...] = copy
 
     def _tensor(self, array: Array) -> Any:
-        return self._ffi.from_dlpack(array)
+        return tensor_of(array)
 
     def _call(self, arguments: tuple[Any, ...]) -> Any:
         function = self._function
@@ -250,12 +252,12 @@ def _mapped(model: TvmModel) -> Array:
     return np.memmap(model.held_weights or str(model.weights), np.uint8, "c")
 
 
-def _tensor(memory: Array, offset: int, length: int, dtype: str, shape: Sequence[int]) -> Array:
+def _region(memory: Array, offset: int, length: int, dtype: str, shape: Sequence[int]) -> Array:
     return memory[offset : offset + length].view(_numpy(dtype)).reshape(shape)
 
 
 def _numpy(dtype: str) -> np.dtype[Any]:
-    return ir.DataType.BFLOAT16.numpy() if dtype == "bfloat16" else np.dtype(dtype)
+    return _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
 
 
 def _aligned(array: Array, copy: bool = False) -> Array:
@@ -274,8 +276,21 @@ def _aligned(array: Array, copy: bool = False) -> Array:
     return new
 
 
+def tensor_of(array: Array) -> Any:
+    """The array as TVM takes it, sharing its memory; numpy gives bfloat16 to nobody: it goes as integers."""
+    ffi = runtime()
+    if array.dtype != _BFLOAT16:
+        return ffi.from_dlpack(array)
+    view = ffi.get_global_func("runtime.TVMTensorCreateView")
+    return view(ffi.from_dlpack(array.view(np.uint16)), ffi.Shape(array.shape), ffi.dtype("bfloat16"), 0)
+
+
 def _array(tensor: Any) -> Array:
-    return np.from_dlpack(tensor)
+    if tensor.dtype != "bfloat16":
+        return np.from_dlpack(tensor)
+    ffi = runtime()
+    view = ffi.get_global_func("runtime.TVMTensorCreateView")
+    return np.from_dlpack(view(tensor, tensor.shape, ffi.dtype("uint16"), 0)).view(_BFLOAT16)
 
 
 _threads: int | None = None

@@ -13,6 +13,7 @@ from ...options import Target
 from ...program import Program
 from ...weights import WeightStore
 from ..base import Build
+from .kernels.kernel import Cpu
 from .lowering import Parameter
 from .support import reason_against, refused
 from .target import isa_name, spelled
@@ -45,8 +46,9 @@ class TvmBackend:
         if problems := refused(program):
             raise UnsupportedError.of(problems)
         tvm = require_tvm()
-        lowered = module_of(tvm, program)
-        library = compiled(tvm, lowered.module, tvm.target.Target(spelled(target)))
+        made_for = tvm.target.Target(spelled(target))
+        lowered = module_of(tvm, program, Cpu.of(made_for) if target.device == "cpu" else None)
+        library = compiled(tvm, lowered.module, made_for)
         library.export_library(str(folder / LIBRARY))
         tables = {entry: [_stored(p, weights) for p in found] for entry, found in lowered.parameters.items()}
         settings = {PARAMETERS: json.dumps(tables, separators=(",", ":"))}

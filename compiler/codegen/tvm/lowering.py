@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from ...errors import InternalError
@@ -15,6 +14,7 @@ from ...ir.symbols import Walk
 from ...program import dim_of, dtype_name
 from ...reference import Array
 from .dims import UnknownSizeError, size_of
+from .kernels.kernel import Cpu
 
 EMBEDDED = 256
 """Bytes up to which a constant becomes part of the library instead of a parameter."""
@@ -35,15 +35,16 @@ class Parameter:
 class Lowering:
     """Builds one Relax function. ``tvm`` and its parts are at hand for rules, which import nothing.
 
-    ``sizes``: name of a dimension → its variable. ``parameters``: weights, in order of their first use.
+    ``cpu``: what kernels of our own are written for, None on another device. ``sizes``: name of a dimension →
+    its variable. ``parameters``: weights, in order of their first use.
     """
 
-    def __init__(self, tvm: Any, graph: ir.Graph, builder: Any) -> None:
+    def __init__(self, tvm: Any, graph: ir.Graph, builder: Any, cpu: Cpu | None = None) -> None:
         from tvm import relax, te, tirx, topi
 
         self.tvm, self.relax, self.te, self.tirx, self.topi = tvm, relax, te, tirx, topi
         self.graph, self.builder, self.analyzer = graph, builder, tvm.sym.Analyzer()
-        self.walk = Walk(graph)
+        self.walk, self.cpu = Walk(graph), cpu
         self.sizes: dict[str, Any] = {}
         self.parameters: list[Parameter] = []
         self.parameter_vars: list[Any] = []
@@ -93,8 +94,7 @@ class Lowering:
 
     def constant(self, array: Array) -> Any:
         """A constant that lies in the library."""
-        array = np.ascontiguousarray(array)
-        return self.relax.const(self.tvm.runtime.tensor(array))
+        return self.relax.const(self.tvm.runtime.tensor(array.copy(order="C")))
 
     # sizes and integers
 
@@ -125,6 +125,62 @@ class Lowering:
         except UnknownSizeError:
             return None
 
+    def prims(self, sizes: Sequence[Any]) -> list[Any]:
+        """Sizes as a function of tensor expressions takes them."""
+        return [self.tirx.IntImm("int64", s) if isinstance(s, int) else s for s in sizes]
+
+    def simplified(self, size: Any) -> Any:
+        """A size in its simplest form; an int if it is one."""
+        return size if isinstance(size, int) else self.size(self.analyzer.simplify(size))
+
+    def broadcast(self, shapes: Sequence[Sequence[Any]]) -> list[Any]:
+        """The shape that all broadcast to."""
+        rank = max(map(len, shapes))
+        result: list[Any] = [1] * rank
+        for shape in shapes:
+            for axis, size in enumerate(shape, rank - len(shape)):
+                result[axis] = self._wider(result[axis], self.size(size))
+        return result
+
+    def _wider(self, one: Any, other: Any) -> Any:
+        if isinstance(other, int):
+            return one if other == 1 else other
+        if isinstance(one, int):
+            return other if one == 1 else one
+        return one if self.equal(one, other) else self.tirx.max(one, other)
+
+    def equal(self, one: Any, other: Any) -> bool:
+        """Whether two sizes are surely the same."""
+        if isinstance(one, int) and isinstance(other, int):
+            return one == other
+        same = not isinstance(one, int) and one.same_as(other)
+        return bool(same or self.analyzer.can_prove_equal(one, other))
+
+    def runtime_shape(self, sizes: Any, value: ir.Value | None) -> list[Any]:
+        """Sizes that only running tells, int64[rank] or a scalar, as variables: those of ``value``, if any.
+
+        Whatever else has a size of the same name has that variable too.
+        """
+        rank = self.shape(sizes)
+        if not rank:
+            sizes = self.emit(self.relax.op.reshape(sizes, self.relax.ShapeExpr([1])))
+        found = self.emit(self.relax.op.tensor_to_shape(sizes))
+        count = rank[0] if rank else 1
+        dims = [None] * count if value is None or value.shape is None else [dim_of(d) for d in value.shape]
+        names = [d if isinstance(d, str) and d not in self.sizes else f"size_{i}" for i, d in enumerate(dims)]
+        made = [self.tirx.Var(name, "int64") for name in names]
+        self.builder.match_cast(found, self.relax.ShapeType(made))
+        if value is not None:
+            self.learn(value, made)
+        return made
+
+    def learn(self, value: ir.Value, sizes: Sequence[Any]) -> None:
+        """The named sizes of ``value`` are these from now on, unless they were known before."""
+        for dim, size in zip(value.shape or (), sizes, strict=False):
+            name = dim_of(dim)
+            if isinstance(name, str) and name not in self.sizes:
+                self.sizes[name] = size
+
     def array(self, value: ir.Value | None) -> Array | None:
         """The array of a constant."""
         return constant(value, limit=None)
@@ -138,9 +194,31 @@ class Lowering:
         """
         return self.builder.emit_te(function, *arguments, primfunc_name_hint=name or function.__name__)
 
+    def call(self, function: Any, inputs: Sequence[Any], shape: Sequence[Any], dtype: str) -> Any:
+        """The output of a kernel."""
+        kernel = self._kernel(function)
+        return self.emit(self.relax.call_tir(kernel, list(inputs), self.relax.TensorType(list(shape), dtype)))
+
+    def in_place(self, function: Any, inputs: Sequence[Any], place: int) -> Any:
+        """The input at ``place`` after a kernel has written to it."""
+        kernel, kept = self._kernel(function), inputs[place]
+        return self.emit(self.relax.op.call_tir_inplace(kernel, list(inputs), place, kept.ty))
+
+    def _kernel(self, function: Any) -> Any:
+        name = function.attrs["global_symbol"]
+        return self.builder.add_func(function.without_attr("global_symbol"), name)
+
     def emit(self, expression: Any) -> Any:
         """A variable that holds a Relax expression."""
         return self.builder.emit(expression)
+
+    def cast(self, x: Any, dtype: str) -> Any:
+        """A number inside a tensor expression as ``dtype``."""
+        if x.ty.dtype != "bfloat16" or dtype == "bfloat16":
+            return x.astype(dtype)
+        # TVM's own cast is wrong inside a Let, where it takes the bits for an integer
+        bits = self.tirx.reinterpret("uint16", x).astype("uint32") << self.tirx.const(16, "uint32")
+        return self.tirx.reinterpret("float32", bits).astype(dtype)
 
     def const(self, number: float, dtype: str) -> Any:
         """A number inside a tensor expression."""
@@ -182,3 +260,8 @@ def given(node: ir.Node, index: int) -> ir.Value | None:
 def all_known(values: Sequence[Any] | None) -> bool:
     """Whether every integer is known when compiled, and a plain one."""
     return values is not None and all(isinstance(v, int) for v in values)
+
+
+def fixed(value: ir.Value) -> list[int]:
+    """The sizes of a constant."""
+    return [] if value.shape is None else list(value.shape.numpy())

@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 from ...errors import InternalError
 from ...program import Program, dim_of
+from .kernels.kernel import Cpu, Kernel
+from .linear import layer_at, lower
 from .lowering import Lowering, Parameter, dtype_of
 from .rules import rule_of
 
@@ -21,21 +23,31 @@ class Lowered:
     parameters: dict[str, list[Parameter]]
 
 
-def module_of(tvm: Any, program: Program) -> Lowered:
+def module_of(tvm: Any, program: Program, cpu: Cpu | None = None) -> Lowered:
     """The program's entries as functions of one module; equal kernels are shared."""
     from tvm import relax
 
     builder = relax.BlockBuilder()
     parameters = {}
+    kernels: dict[object, Kernel] = {}
     for entry, model in program.entries.items():
-        parameters[entry] = _function(tvm, builder, entry, model.graph)
+        parameters[entry] = _function(tvm, builder, entry, model.graph, program, cpu, kernels)
     return Lowered(builder.finalize(), parameters)
 
 
-def _function(tvm: Any, builder: Any, entry: str, graph: ir.Graph) -> list[Parameter]:
+def _function(
+    tvm: Any,
+    builder: Any,
+    entry: str,
+    graph: ir.Graph,
+    program: Program,
+    cpu: Cpu | None,
+    kernels: dict[object, Kernel],
+) -> list[Parameter]:
     from tvm import relax
 
-    b = Lowering(tvm, graph, builder)
+    b = Lowering(tvm, graph, builder, cpu)
+    kept = _kept(entry, program)
     inputs = []
     for number, value in enumerate(v for v in graph.inputs if v.name not in graph.initializers):
         shape = [
@@ -47,9 +59,16 @@ def _function(tvm: Any, builder: Any, entry: str, graph: ir.Graph) -> list[Param
     # the weights are known only once all nodes are lowered: their variables are declared behind the body
     builder.begin_scope(inputs)
     builder._begin_dataflow_block()
+    absorbed: set[ir.Node] = set()
     for node in graph:
-        _lower(b, node)
-    results = [builder.emit_output(b.value(v)) for v in graph.outputs]
+        b.walk.visit(node)
+        layer = None if cpu is None or node in absorbed else layer_at(node)
+        if layer is not None:
+            b.bind(layer.result, lower(b, layer, kernels))
+            absorbed.update(layer.nodes)
+        elif node not in absorbed:
+            _lower(b, node)
+    results = [builder.emit_output(b.value(v)) for v in graph.outputs if v.name not in kept]
     block = builder._end_block()
     body = builder.normalize(relax.SeqExpr([block], relax.Tuple(results)))
     builder.end_scope()
@@ -57,6 +76,14 @@ def _function(tvm: Any, builder: Any, entry: str, graph: ir.Graph) -> list[Param
     function = function.with_attr("global_symbol", entry)
     builder.add_func(function, entry)
     return b.parameters
+
+
+def _kept(entry: str, program: Program) -> frozenset[str]:
+    """Outputs that are inputs, updated in place."""
+    decoding = program.decoding
+    if decoding is None or decoding.entry != entry:
+        return frozenset()
+    return frozenset(tensor.output for tensor in decoding.state)
 
 
 def _input_size(b: Lowering, dim: Any, name: str) -> Any:
@@ -76,7 +103,6 @@ def _input_size(b: Lowering, dim: Any, name: str) -> Any:
 
 
 def _lower(b: Lowering, node: ir.Node) -> None:
-    b.walk.visit(node)
     rule = rule_of(node)
     if rule is None:
         raise InternalError(f"no rule for node {node.name!r} ({node.op_type})")

@@ -5,9 +5,33 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..lowering import Rule
-from . import elementwise, products
+from . import (
+    attention,
+    convolution,
+    elementwise,
+    images,
+    indexing,
+    integers,
+    normalization,
+    products,
+    quantized,
+    reductions,
+    views,
+)
 
-_FAMILIES = (elementwise.RULES, products.RULES)
+_FAMILIES = (
+    elementwise.RULES,
+    products.RULES,
+    views.RULES,
+    integers.RULES,
+    reductions.RULES,
+    indexing.RULES,
+    normalization.RULES,
+    attention.RULES,
+    convolution.RULES,
+    images.RULES,
+    quantized.RULES,
+)
 
 RULES: dict[str, Rule] = {name: rule for family in _FAMILIES for name, rule in family.items()}
 """Operator → rule; of other domains than ONNX's with the domain in front."""

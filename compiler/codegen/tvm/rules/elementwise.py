@@ -9,17 +9,32 @@ import onnx_ir as ir
 
 from ..lowering import Lowering, Rule, dtype_of
 from . import functions as f
-from .broadcast import merged, read
+from .broadcast import read
 
 Scalar = Callable[..., Any]
 
 
-def mapped(b: Lowering, function: Scalar, inputs: list[Any], name: str) -> Any:
-    """``function`` of the elements of all inputs, which broadcast to one shape."""
+HALF = ("float16", "bfloat16")
+"""What is computed in float32."""
+
+
+def mapped(b: Lowering, function: Scalar, inputs: list[Any], name: str, *, widen: bool = False) -> Any:
+    """``function`` of the elements of all inputs, which broadcast to one shape.
+
+    ``widen``: halves arrive as float32, and what it gives then is rounded to a half.
+    """
+    halves = [str(x.ty.dtype) for x in inputs if x.ty.dtype in HALF] if widen else []
+
+    def wide(x: Any) -> Any:
+        return b.cast(x, "float32") if halves and x.ty.dtype in HALF else x
+
+    def element(values: list[Any]) -> Any:
+        found = function(*map(wide, values))
+        return found.astype(halves[0]) if halves and found.ty.dtype == "float32" else found
 
     def elementwise(*tensors: Any) -> Any:
-        shape = merged(b, [t.shape for t in tensors])
-        return b.te.compute(shape, lambda *i: function(*(read(b, t, i, shape) for t in tensors)), name=name)
+        shape = b.broadcast([t.shape for t in tensors])
+        return b.te.compute(shape, lambda *i: element([read(b, t, i, shape) for t in tensors]), name=name)
 
     return b.compute(elementwise, *inputs, name=name)
 
@@ -28,7 +43,7 @@ def _plain(function: Callable[..., Any]) -> Rule:
     """A rule of a function ``function(b, *elements)``."""
 
     def lower(b: Lowering, node: ir.Node) -> Any:
-        return mapped(b, lambda *x: function(b, *x), b.values(node), node.op_type.lower())
+        return mapped(b, lambda *x: function(b, *x), b.values(node), node.op_type.lower(), widen=True)
 
     return Rule(lower)
 
@@ -37,7 +52,7 @@ def _with_node(function: Callable[..., Any]) -> Rule:
     """A rule of a function ``function(b, node, *elements)`` that reads attributes."""
 
     def lower(b: Lowering, node: ir.Node) -> Any:
-        return mapped(b, lambda *x: function(b, node, *x), b.values(node), node.op_type.lower())
+        return mapped(b, lambda *x: function(b, node, *x), b.values(node), node.op_type.lower(), widen=True)
 
     return Rule(lower)
 
@@ -51,7 +66,7 @@ def _folded(function: Callable[[Lowering, Any, Any], Any], mean: bool = False) -
                 first = function(b, first, other)
             return first / b.const(1 + len(others), first.ty.dtype) if mean else first
 
-        return mapped(b, chain, b.values(node), node.op_type.lower())
+        return mapped(b, chain, b.values(node), node.op_type.lower(), widen=True)
 
     return Rule(lower)
 
@@ -78,7 +93,7 @@ def _clip(b: Lowering, node: ir.Node) -> Any:
             x = b.tirx.max(x, left.pop(0))
         return b.tirx.min(x, left.pop(0)) if high is not None else x
 
-    return mapped(b, clip, inputs, "clip")
+    return mapped(b, clip, inputs, "clip", widen=True)
 
 
 def _prelu(b: Lowering, x: Any, slope: Any) -> Any:

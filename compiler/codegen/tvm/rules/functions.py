@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
 
+from ..kernels import math as vectorized
 from ..lowering import Lowering
 
 Number = Any
@@ -15,87 +17,31 @@ _FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
 def exp(b: Lowering, x: Number) -> Number:
-    """The exponential; in float32 a polynomial that vectorizes, right to 2 units in the last place."""
-    if x.ty.dtype != "float32":
-        return b.tirx.exp(x)
-    c = b.tirx.const
-    # below -87.3 the result is less than the least normal number, above 88.3 it would not be finite
-    low, high = c(-87.33654, "float32"), c(88.37626, "float32")
-    clipped = b.tirx.min(b.tirx.max(x, low), high)
-    n = b.tirx.floor(clipped * c(1.44269504088896341, "float32") + c(0.5, "float32"))
-    r = clipped - n * c(0.693359375, "float32") - n * c(-2.12194440e-4, "float32")
-    p = c(1.9875691500e-4, "float32")
-    for k in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = p * r + c(k, "float32")
-    value = p * (r * r) + r + c(1.0, "float32")
-    # in two halves: 2^128 alone is no number
-    power = b.tirx.shift_left(n.astype("int32") + c(126, "int32"), c(23, "int32"))
-    result = value * b.tirx.reinterpret("float32", power) * c(2.0, "float32")
-    result = b.tirx.Select(x < low, c(0.0, "float32"), result)
-    result = b.tirx.Select(x > c(88.72283, "float32"), c(math.inf, "float32"), result)
-    return b.tirx.Select(x != x, x, result)
+    """The exponential."""
+    return _single(x, vectorized.exp, b.tirx.exp)
 
 
 def tanh(b: Lowering, x: Number) -> Number:
-    """The hyperbolic tangent; in float32 by the exponential."""
-    if x.ty.dtype != "float32":
-        return b.tirx.tanh(x)
-    c = b.tirx.const
-    small = b.tirx.abs(x) < c(0.125, "float32")
-    square = x * x
-    series = x * (
-        c(1.0, "float32")
-        + square * (c(-1 / 3, "float32") + square * (c(2 / 15, "float32") + square * c(-17 / 315, "float32")))
-    )
-    whole = c(1.0, "float32") - c(2.0, "float32") / (exp(b, x * c(2.0, "float32")) + c(1.0, "float32"))
-    return b.tirx.Select(small, series, whole)
+    """The hyperbolic tangent."""
+    return _single(x, vectorized.tanh, b.tirx.tanh)
 
 
 def sigmoid(b: Lowering, x: Number) -> Number:
     """1 / (1 + exp(-x))."""
     one = b.const(1, x.ty.dtype)
-    return one / (one + exp(b, -x))
+    return _single(x, vectorized.sigmoid, lambda v: one / (one + b.tirx.exp(-v)))
 
 
 def erf(b: Lowering, x: Number) -> Number:
-    """The error function; in float32 by polynomials, to 2e-7.
-
-    Source: Numerical Recipes, erfcc (Chebyshev), beyond 1/2; the Taylor series below.
-    """
-    if x.ty.dtype != "float32":
-        wide = b.tirx.erf(x.astype("float64") if x.ty.dtype != "float64" else x)
-        return wide.astype(x.ty.dtype)
-
-    def c(number: float) -> Number:
-        return b.tirx.const(number, "float32")
-
-    size, square = b.tirx.abs(x), x * x
-    near = x * (c(2 / math.sqrt(math.pi)) - square * _near(c, square))
-    t = c(1.0) / (c(1.0) + size * c(0.5))
-    p = c(0.17087277)
-    for k in (
-        -0.82215223,
-        1.48851587,
-        -1.13520398,
-        0.27886807,
-        -0.18628806,
-        0.09678418,
-        0.37409196,
-        1.00002368,
-    ):
-        p = p * t + c(k)
-    tail = t * exp(b, c(-1.26551223) - square + t * p)
-    far = b.tirx.Select(x < c(0.0), tail - c(1.0), c(1.0) - tail)
-    return b.tirx.Select(size < c(0.5), near, far)
+    """The error function."""
+    return _single(x, vectorized.erf, b.tirx.erf)
 
 
-def _near(c: Callable[[float], Number], square: Number) -> Number:
-    """(2/√π - erf(x)/x) / x² for |x| < 1/2, by its Taylor series."""
-    total = c(0.0)
-    for n in range(7, 0, -1):
-        term = 2 / math.sqrt(math.pi) * (-1) ** (n + 1) / (math.factorial(n) * (2 * n + 1))
-        total = total * square + c(term)
-    return total
+def _single(x: Number, fast: Callable[[Number], Number], plain: Callable[[Number], Number]) -> Number:
+    """``fast`` in float32, in which halves are computed too; ``plain`` for doubles."""
+    if x.ty.dtype == "float64":
+        return plain(x)
+    return fast(x) if x.ty.dtype == "float32" else fast(x.astype("float32")).astype(x.ty.dtype)
 
 
 def softplus(b: Lowering, x: Number) -> Number:
@@ -108,7 +54,7 @@ def cast(b: Lowering, x: Number, dtype: str) -> Number:
     """``x`` as ``dtype``, as ONNX casts: truth is 0 or 1, a number is true unless it is 0."""
     if dtype == "bool":
         return x if x.ty.dtype == "bool" else x != b.const(0, x.ty.dtype)
-    return x.astype(dtype)
+    return b.cast(x, dtype)
 
 
 def _gelu(b: Lowering, node: ir.Node, x: Number) -> Number:
@@ -175,13 +121,24 @@ def _hard_swish(b: Lowering, x: Number) -> Number:
 
 def _mod(b: Lowering, node: ir.Node, x: Number, y: Number) -> Number:
     if x.ty.dtype in _FLOATS:
-        return b.tirx.fmod(x, y)
+        rest = b.tirx.Select(b.tirx.isinf(y), x, x - y * b.tirx.trunc(x / y))
+        if node.attributes.get_int("fmod", 0):
+            return rest
+        zero = b.const(0, x.ty.dtype)
+        apart = b.tirx.And(rest != zero, (rest < zero).astype("int8") != (y < zero).astype("int8"))
+        return b.tirx.Select(apart, rest + y, rest)
     return b.tirx.truncmod(x, y) if node.attributes.get_int("fmod", 0) else b.tirx.floormod(x, y)
 
 
 def _shift(b: Lowering, node: ir.Node, x: Number, y: Number) -> Number:
     left = node.attributes.get_string("direction", "LEFT") == "LEFT"
-    return x << y if left else x >> y
+    bits, zero = b.const(int(re.sub(r"\D", "", str(x.ty.dtype))), y.ty.dtype), b.const(0, x.ty.dtype)
+    beyond = y >= bits
+    if not str(y.ty.dtype).startswith("u"):
+        beyond = b.tirx.Or(beyond, y < b.const(0, y.ty.dtype))
+    if not left and not str(x.ty.dtype).startswith("u"):
+        zero = b.tirx.Select(x < zero, zero - 1, zero)  # the sign is shifted in
+    return b.tirx.Select(beyond, zero, x << y if left else x >> y)
 
 
 def _is_inf(b: Lowering, node: ir.Node, x: Number) -> Number:
@@ -206,7 +163,7 @@ def _power(b: Lowering, x: Number, y: Number) -> Number:
 
 def _sign(b: Lowering, x: Number) -> Number:
     zero, one = b.const(0, x.ty.dtype), b.const(1, x.ty.dtype)
-    below = zero if x.ty.dtype.startswith("u") else -one
+    below = zero if str(x.ty.dtype).startswith("u") else -one
     return b.tirx.Select(x > zero, one, b.tirx.Select(x < zero, below, zero))
 
 
@@ -243,7 +200,7 @@ PLAIN: dict[str, Callable[..., Number]] = {
     "Softsign": lambda b, x: x / (b.const(1, x.ty.dtype) + b.tirx.abs(x)),
     "Round": lambda b, x: b.tirx.nearbyint(x),
     "Not": lambda b, x: b.tirx.Not(x),
-    "IsNaN": lambda b, x: x != x,
+    "IsNaN": lambda b, x: b.tirx.isnan(x),
     "Sub": lambda b, x, y: x - y,
     "Div": _divided, "Pow": _power, "Xor": _xor, "Equal": _same,
     "And": lambda b, x, y: b.tirx.And(x, y),

@@ -7,16 +7,15 @@ from typing import Any
 import onnx_ir as ir
 
 from ..lowering import Lowering, Rule, given
-from .broadcast import merged, read
-
-HALF = ("float16", "bfloat16")
+from .broadcast import read
+from .elementwise import HALF
 
 
 def product(b: Lowering, left: Any, right: Any, *, transposed: bool = False) -> Any:
     """``left[..., m, k] @ right[..., k, n]``, or ``right[..., n, k]`` if it is ``transposed``."""
 
     def matmul(x: Any, y: Any) -> Any:
-        lead = merged(b, [x.shape[:-2], y.shape[:-2]]) if len(x.shape) > 2 or len(y.shape) > 2 else []
+        lead = b.broadcast([x.shape[:-2], y.shape[:-2]]) if len(x.shape) > 2 or len(y.shape) > 2 else []
         rank = len(lead)
         k = b.te.reduce_axis((0, x.shape[-1]), "k")
         columns = y.shape[-2] if transposed else y.shape[-1]
@@ -63,6 +62,11 @@ def _matmul(b: Lowering, node: ir.Node) -> Any:
 
 def reshaped(b: Lowering, expression: Any, shape: list[Any]) -> Any:
     """The same elements in another shape, which costs nothing."""
+    if 0 in [s for s in shape if isinstance(s, int)]:  # which stands for the size that was, to TVM
+        zero = b.const(0, str(expression.ty.dtype))
+        return b.compute(
+            lambda s: b.te.compute(s, lambda *i: zero, name="empty"), b.prims(shape), name="empty"
+        )
     return b.emit(b.relax.op.reshape(expression, b.relax.ShapeExpr(shape)))
 
 
