@@ -5,18 +5,21 @@ MiniLM on real sentences, BERT-base's shape, ResNet-50 and MobileNet: time inter
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import interleave as shared
+import miaotui
 import numpy as np
-from bench_encoder import bert, dynamic_int8, inputs_of
+from bench_encoder import bert, dynamic_int8, inputs_of, minilm
 
 SENTENCES, TOKENS = 200, 128
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -104,47 +107,73 @@ def static_int8(path: Path, samples: Sequence[Sample]) -> Path:
     return quantized
 
 
-def measure(
-    name: str, module: Any, samples: Sequence[Sample], calibration: Sequence[Sample], timed: Sample, dims: Any
-) -> tuple[list[shared.Row], list[str]]:
-    """Rows and accuracy of one model in every form that takes it."""
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model, what its error is measured on, what it is calibrated on, and what is timed."""
+
+    name: str
+    build: Callable[[], Any]
+    samples: Sequence[Sample]
+    calibration: Sequence[Sample]
+    timed: Sample
+    dims: Any
+
+    def folder(self, work: Path) -> Path:
+        return work / self.name.split(",")[0].lower()
+
+
+def prepare(case: Case, work: Path) -> list[str]:
+    """Every form that takes the model, made in ``work``; how near each is to torch."""
     import torch
 
-    rows: list[shared.Row] = []
+    folder = case.folder(work)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    module = case.build()
+    shared.plain_export(module, case.calibration[0], case.dims, path)
+    with torch.no_grad():
+        results = [
+            module(**{key: torch.from_numpy(array) for key, array in sample.items()})
+            for sample in case.samples
+        ]
+    firsts = [getattr(item, "last_hidden_state", item).numpy() for item in results]
+    wanted = [embedding([first]) for first in firsts]
+    arrays = {key: np.stack([sample[key] for sample in case.calibration]) for key in case.calibration[0]}
+    data = folder / "calibration.npz"
+    np.savez(data, **arrays)  # type: ignore[arg-type]
+    miaotui.compile(path, output=folder / "fp32", verify=False, backend="ort", timing=0.0).close()
+    for label, options in FORMS.items():
+        settings: dict[str, Any] = {"precision": "int8", "timing": 0.0, "verify": False, "calib": str(data)}
+        settings |= {"backend": "ort", "keep_source": False} | options
+        try:
+            miaotui.compile(path, output=folder / label.replace(" ", "-"), **settings).close()
+        except miaotui.CompileError as error:  # a form that the model does not take is told, not hidden
+            print(f"  {label}: {str(error).splitlines()[0]}", file=sys.stderr)
+    dynamic_int8(path)
+    static_int8(path, case.calibration)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        path = folder / "model.onnx"
-        shared.plain_export(module, calibration[0], dims, path)
-        with torch.no_grad():
-            results = [
-                module(**{key: torch.from_numpy(array) for key, array in sample.items()})
-                for sample in samples
-            ]
-        firsts = [getattr(item, "last_hidden_state", item).numpy() for item in results]
-        wanted = [embedding([first]) for first in firsts]
-        data = folder / "calibration.npz"
-        arrays = {key: np.stack([sample[key] for sample in calibration]) for key in calibration[0]}
-        np.savez(data, **arrays)  # type: ignore[arg-type]
-        runs: dict[str, Callable[[Sample], Any]] = {}
-        fp32 = stack.enter_context(shared.compiled(module, calibration[0], {}))
-        runs[shared.OURS] = fp32.runner(threads=1).run
-        for label, options in FORMS.items():
-            settings = {"precision": "int8", "timing": 0.0, "budget": 10.0, "calib": str(data), **options}
-            settings["verify"] = True  # so that activations are measured
-            try:
-                made = stack.enter_context(shared.compiled(module, calibration[0], {}, **settings))
-            except Exception as error:  # a form that the model does not take is told, not hidden
-                print(f"  {label}: {str(error).splitlines()[0]}", file=sys.stderr)
-                continue
-            runs[label] = made.runner(threads=1).run
-        for label, quantize in (("onnxruntime dynamic", dynamic_int8), ("onnxruntime static", None)):
-            quantized = quantize(path) if quantize is not None else static_int8(path, calibration)
-            runs[label] = session(quantized)
-        notes = [f"{label}: {nearness(run, wanted, samples)}" for label, run in runs.items()]
-        plain: dict[str, shared.Run] = {shared.PLAIN: partial(session(path), timed)}
-        plain |= {label: partial(run, timed) for label, run in runs.items()}
-        rows += shared.race(name, 1, plain)
-    return rows, [f"{name}: {note}." for note in notes]
+        return [f"{label}: {nearness(run, wanted, case.samples)}" for label, run in runs(case, work, stack)]
+
+
+def runs(case: Case, work: Path, stack: ExitStack) -> Iterator[tuple[str, Callable[[Sample], Any]]]:
+    """What runs each form on one thread, of those that were made."""
+    folder = case.folder(work)
+    made = {shared.OURS: folder / "fp32"} | {label: folder / label.replace(" ", "-") for label in FORMS}
+    for label, place in made.items():
+        if (place / "manifest.json").is_file():
+            yield label, stack.enter_context(miaotui.open(place)).runner(threads=1).run
+    for label, suffix in (("onnxruntime dynamic", ".int8.onnx"), ("onnxruntime static", ".static.onnx")):
+        yield label, session(folder / f"model{suffix}")
+
+
+def raced(case: Case, work: Path) -> list[shared.Row]:
+    """Rows of all forms and of plain onnxruntime, interleaved."""
+    with ExitStack() as stack:
+        plain: dict[str, shared.Run] = {
+            shared.PLAIN: partial(session(case.folder(work) / "model.onnx"), case.timed)
+        }
+        plain |= {label: partial(run, case.timed) for label, run in runs(case, work, stack)}
+        return shared.race(case.name, 1, plain, seconds=30.0)
 
 
 def session(path: Path) -> Callable[[Sample], Any]:
@@ -158,33 +187,50 @@ def session(path: Path) -> Callable[[Sample], Any]:
     return partial(opened.run, None)
 
 
-def main() -> None:
+def cases() -> list[Case]:
+    """MiniLM, BERT-base's shape, two CNNs."""
     import torch
     from support.models import MODELS
 
     auto = torch.export.Dim.AUTO
-    names = ("input_ids", "attention_mask")
-    text, free = encoded(SENTENCES + 40), {key: {0: auto, 1: auto} for key in names}
+    text, free = encoded(SENTENCES + 40), {key: {0: auto, 1: auto} for key in ("input_ids", "attention_mask")}
     full = inputs_of(1, TOKENS)
     random = [{key: array[:1] for key, array in inputs_of(index + 1, TOKENS).items()} for index in range(8)]
-    rows: list[shared.Row] = []
-    notes: list[str] = []
-    minilm = MODELS["minilm"].build().eval()
-    cases: list[tuple[Any, ...]] = [
-        (f"MiniLM, 1 x {TOKENS}", minilm, text[40:], windows(text[:40]), full, free),
-        (f"BERT-base, 1 x {TOKENS}", bert(), random[:4], random[4:], full, free),
+    pictures = images(24, 224)
+    return [
+        Case(f"MiniLM, 1 x {TOKENS}", minilm, text[40:], windows(text[:40]), full, free),
+        Case(f"BERT-base, 1 x {TOKENS}", bert, random[:4], random[4:], full, free),
+        *(
+            Case(
+                f"{name}, 1 x 3 x 224 x 224", MODELS[kind].build, pictures[8:], pictures[:8], pictures[0], {}
+            )
+            for name, kind in (("ResNet-50", "resnet50"), ("MobileNetV2", "mobilenet"))
+        ),
     ]
-    for kind in ("resnet50", "mobilenet"):
-        pictures = images(24, 224)
-        module = MODELS[kind].build().eval()
-        cases.append((f"{kind}, 1 x 3 x 224 x 224", module, pictures[8:], pictures[:8], pictures[0], {}))
-    chosen = sys.argv[1:]
-    for case in cases:
-        if chosen and not any(word in case[0] for word in chosen):
-            continue
-        found, told = measure(*case)
-        rows, notes = rows + found, notes + told
-        print("\n".join(told), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", help="names that contain one of these; all by default")
+    parser.add_argument("--part", choices=("accuracy", "timing", "all"), default="all")
+    parser.add_argument(
+        "--work", type=Path, default=Path("/tmp/miaotui-bench-int8"), help="kept between runs"
+    )
+    options = parser.parse_args()
+    work, words = options.work, options.models or [""]
+    chosen = [case for case in cases() if any(word.lower() in case.name.lower() for word in words)]
+    work.mkdir(parents=True, exist_ok=True)
+    kept = work / "accuracy.json"
+    told: dict[str, list[str]] = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
+    for case in chosen:
+        if options.part != "timing":
+            told[case.name] = prepare(case, work)
+            kept.write_text(json.dumps(told), "utf-8")
+            print("\n".join([case.name, *told[case.name]]), flush=True)
+    if options.part == "accuracy":
+        return
+    rows = [row for case in chosen for row in raced(case, work)]
+    notes = [f"{case.name}: {note}." for case in chosen for note in told.get(case.name, ())]
     shared.write(
         "int8",
         "8-bit weights and activations on the CPU, one thread",

@@ -71,7 +71,7 @@ class Row:
 
 def raced(case: str, backend: str, threads: int, runs: Mapping[str, Callable[[], Any]]) -> Iterator[Row]:
     """Rows of one race."""
-    timings = interleave(runs, 60, seconds=8.0 * len(runs), settle=SETTLE if threads > 1 else 0.0)
+    timings = interleave(runs, 60, seconds=5.0 * len(runs), settle=SETTLE if threads > 1 else 0.0)
     for form in runs:
         speed = timings.speedup(form, "dense")
         row = Row(
