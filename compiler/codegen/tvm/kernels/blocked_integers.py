@@ -136,7 +136,7 @@ def _round(b: Body, x: Any, packed: PackedBlocks, count: Any) -> tuple[Any, Any,
         b.fill(most, 0.0)
         with b.serial(block // TILE) as i, b.vector(TILE) as v:
             b.store(most, tirx.max(most[v], tirx.abs(x[row, at * block + i * TILE + v])), v)
-        peak = fold(b, most, TILE, tirx.max)
+        peak = fold(b, most, tirx.max)
         inverse = b.local(1)
         b.store(steps, peak[0] * b.ir.float32(1 / 127), row, at)
         b.store(inverse, tirx.Select(peak[0] > 0, 127.0 / tirx.max(peak[0], 1e-30), 0.0), 0)
@@ -149,5 +149,5 @@ def _round(b: Body, x: Any, packed: PackedBlocks, count: Any) -> tuple[Any, Any,
                 b.store(total, total[v] + code[v], v)
             with b.vector(TILE) as v:
                 b.store(rounded, code[v].astype("int32").astype("int8"), row, at * block + i * TILE + v)
-        b.store(sums, fold(b, total, TILE, lambda p, q: p + q)[0], row, at)
+        b.store(sums, fold(b, total, lambda p, q: p + q)[0], row, at)
     return rounded, steps, sums

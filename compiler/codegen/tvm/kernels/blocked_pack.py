@@ -69,7 +69,7 @@ def pack(weight: BlockedWeight, run: int, halves_exact: bool) -> PackedBlocks:
     lowest = _LOWEST[weight.data.dtype]
     shape = ir.Shape([-(-rows // TILE), columns // (run * halves), TILE * run])
 
-    def codes() -> ir.Tensor:
+    def codes() -> ir.Tensor[Any]:
         found = (weight.data.numpy().astype(np.int16) - lowest).astype(np.uint8)
         found = _tiled(found).reshape(-1, TILE, columns // (run * halves), halves, run)
         low = found[:, :, :, 0]
@@ -104,7 +104,7 @@ def _by_tile(array: Array) -> Array:
     return np.ascontiguousarray(_tiled(array).reshape(-1, TILE, array.shape[1]).transpose(0, 2, 1))
 
 
-def _floats(tensor: ir.TensorProtocol, rows: int, halves_exact: bool) -> ir.Tensor:
+def _floats(tensor: ir.TensorProtocol, rows: int, halves_exact: bool) -> ir.Tensor[Any]:
     array: Any = tensor.numpy().astype(np.float32).reshape(rows, -1)
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)

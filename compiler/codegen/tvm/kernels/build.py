@@ -10,6 +10,22 @@ _OPAQUE = 8
 """``op_pattern`` of what no other operator is fused into."""
 
 
+class Registers:
+    """An array in registers of several rows."""
+
+    __slots__ = ("_rows", "shape")
+
+    def __init__(self, rows: dict[tuple[int, ...], Any], shape: tuple[int, ...]) -> None:
+        self._rows, self.shape = rows, shape
+
+    def row(self, index: Sequence[Any]) -> Any:
+        """The buffer of a row."""
+        return self._rows[tuple(index)]
+
+    def __getitem__(self, index: Sequence[Any]) -> Any:
+        return self.row(index[:-1])[index[-1]]
+
+
 class Body:
     """What the body of a kernel is written with: loops are context managers, buffers are indexed.
 
@@ -32,8 +48,14 @@ class Body:
         return tirx.Var(name, "int64")
 
     def local(self, *shape: int, dtype: str = "float32") -> Any:
-        """An array in registers."""
-        return self.ir.alloc_buffer(shape, dtype, scope="local")
+        """An array in registers; all dimensions but the last are indexed by plain numbers.
+
+        One buffer for each of its rows: TVM puts what has less than a kilobyte on the stack, where LLVM makes
+        registers of it; the rest is allocated anew at run time. So are buffers of scope "local".
+        """
+        *outer, lanes = shape
+        rows = {i: self.ir.alloc_buffer((lanes,), dtype) for i in _indices(outer)}
+        return Registers(rows, shape) if outer else rows[()]
 
     def scratch(self, *shape: Any, dtype: str = "float32") -> Any:
         """An array in memory."""
@@ -57,6 +79,8 @@ class Body:
 
     def store(self, buffer: Any, value: Any, *index: Any) -> None:
         """``buffer[index] = value``."""
+        if isinstance(buffer, Registers):
+            buffer, index = buffer.row(index[:-1]), index[-1:]
         self.ir.buffer_store(buffer, value, list(index))
 
     def words(self, buffer: Any, index: Sequence[Any], count: int) -> Any:

@@ -1,7 +1,7 @@
 """exp, tanh, erf and what is made of them as TIR expressions that LLVM turns into vector instructions.
 
-LLVM lowers TVM's own to calls of libm, a number at a time. Polynomials as in Cephes; errors are those of
-float32: below 2 units in the last place for ``exp``, 3e-7 absolute for ``tanh`` and ``erf``.
+LLVM lowers TVM's own to calls of libm, a number at a time. ``exp`` is Cephes' polynomial, below 2 units in
+the last place; ``tanh`` and ``erf`` are Eigen's quotients of polynomials, 4e-7 absolute.
 """
 
 from __future__ import annotations
@@ -10,22 +10,34 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 _LOG2E = 1.44269504088896341
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_LN2, _LN2_HIGH, _LN2_LOW = 0.6931471805599453, 0.693359375, -2.12194440e-4
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-_LEAST, _MOST = -87.33654, 88.72283
-"""Arguments between which ``exp`` is a normal float32."""
+_LEAST, _MOST = -86.6, 88.72283
+"""Arguments between which ``exp`` is computed; below it is under 3e-38, above greater than any float32."""
 
-_ERF_BELOW_ONE = (
-    7.853861353153693e-5, -8.010193625184903e-4, 5.188327685732524e-3, -2.685381193529856e-2,
-    1.128358514861418e-1, -3.761262582423300e-1, 1.128379165726710e0,
-)  # fmt: skip
-_ERFC = (
-    0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196,
-    1.00002368, -1.26551223,
-)  # fmt: skip
-"""Numerical Recipes' erfcc: of 1 / (1 + |x| / 2); 1.2e-7 relative."""
+_WHOLE = 12582912.0
+"""1.5 * 2**23: what is added to it is rounded to a whole number, which then lies in its lowest bits."""
 
-_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+_ERF = (
+    (
+        -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+        -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
+    ),
+    (
+        -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+        -1.42647390514189e-02,
+    ),
+    4.0,
+)  # fmt: skip
+_TANH = (
+    (
+        -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
+        1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03,
+    ),
+    (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03),
+    7.90531110763549805,
+)  # fmt: skip
+"""Numerator and denominator in x², the first times x; where the function is 1."""
 
 
 def _polynomial(x: Any, coefficients: Sequence[float]) -> Any:
@@ -50,72 +62,84 @@ def let(value: Any, use: Callable[[Any], Any]) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """e**x; 0 below the normal numbers, infinity above the greatest, NaN for NaN."""
+    """e**x; 0 from -86.6 downwards, infinity above the greatest float32, NaN for NaN."""
     from tvm import tirx
 
-    def scaled(series: Any, whole: Any) -> Any:
-        # In two steps, since 2**128 is no float32.
-        def steps(number: Any) -> Any:
-            half = number >> 1
-            first = tirx.reinterpret("float32", (half + 127) << 23)
-            return series * first * tirx.reinterpret("float32", (number - half + 127) << 23)
-
-        return let(tirx.Cast("int32", whole), steps)
-
-    def series(bounded: Any, whole: Any) -> Any:
-        rest = bounded - whole * _f(_LN2_HIGH) - whole * _f(_LN2_LOW)
-        return let(rest, lambda r: _polynomial(r, _EXP) * (r * r) + r + _f(1.0))
-
-    def inside(bounded: Any) -> Any:
-        whole = tirx.floor(bounded * _f(_LOG2E) + _f(0.5))
-        return let(whole, lambda w: let(series(bounded, w), lambda s: scaled(s, w)))
-
     def of(x: Any) -> Any:
-        # Not min and max, which would lose NaN.
-        bounded = tirx.Select(x < _f(_LEAST), _f(_LEAST), tirx.Select(x > _f(_MOST), _f(_MOST), x))
-        value = tirx.Select(x < _f(_LEAST), _f(0.0), let(bounded, inside))
+        # Half of it, since 2**128 is no float32.
+        value = _power(_within(x, _LEAST, _MOST), 126, (_LN2_HIGH, _LN2_LOW)) * _f(2.0)
+        value = tirx.Select(x < _f(_LEAST), _f(0.0), value)
         return tirx.Select(x > _f(_MOST), _f(float("inf")), value)
 
     return let(x, of)
 
 
+def exp_below_one(x: Any) -> Any:
+    """``exp`` of what is not positive, 1e-7 absolute; half as long."""
+    from tvm import tirx
+
+    def of(x: Any) -> Any:
+        bounded = tirx.Select(x < _f(_LEAST), _f(_LEAST), x)
+        return tirx.Select(x < _f(_LEAST), _f(0.0), _power(bounded, 127, (_LN2,)))
+
+    return let(x, of)
+
+
+def _power(x: Any, bias: int, ln2: Sequence[float]) -> Any:
+    """e**x * 2**(bias - 127), which is a normal number, as is e**x. ``ln2``: what adds up to it."""
+    from tvm import tirx
+
+    def of(x: Any, shifted: Any, whole: Any) -> Any:
+        rest = x
+        for part in ln2:
+            rest = rest - whole * _f(part)
+        series = let(rest, lambda r: _polynomial(r, (*_EXP, 1.0, 1.0)))
+        return series * tirx.reinterpret("float32", tirx.reinterpret("int32", shifted) << 23)
+
+    origin = _f(_WHOLE + bias)
+    return let(x, lambda x: let(x * _f(_LOG2E) + origin, lambda s: let(s - origin, lambda w: of(x, s, w))))
+
+
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x))."""
-    return _f(1.0) / (_f(1.0) + exp(_f(0.0) - x))
+    return _f(1.0) / (_f(1.0) + _exp_of_minus(x))
+
+
+def _exp_of_minus(x: Any) -> Any:
+    """For a sum with 1: what is too small or too great for that stays a normal number."""
+    return let(x, lambda x: _power(_within(_f(0.0) - x, _LEAST, 88.0), 127, (_LN2_HIGH, _LN2_LOW)))
 
 
 def silu(x: Any) -> Any:
     """x * sigmoid(x)."""
-    return let(x, lambda x: x / (_f(1.0) + exp(_f(0.0) - x)))
+    return let(x, lambda x: x / (_f(1.0) + _exp_of_minus(x)))
 
 
 def tanh(x: Any) -> Any:
-    """The hyperbolic tangent; a polynomial below 0.625, where the quotient loses digits."""
-    from tvm import tirx
-
-    def of(x: Any) -> Any:
-        near = let(x * x, lambda s: _polynomial(s, _TANH) * s * x + x)
-        far = let(tirx.abs(x), lambda s: _f(1.0) - _f(2.0) / (exp(s + s) + _f(1.0)))
-        signed = let(far, lambda f: tirx.Select(x < _f(0.0), _f(0.0) - f, f))
-        return tirx.Select(tirx.abs(x) < _f(0.625), near, signed)
-
-    return let(x, of)
+    """The hyperbolic tangent."""
+    return _odd(x, _TANH)
 
 
 def erf(x: Any) -> Any:
     """The error function."""
+    return _odd(x, _ERF)
+
+
+def _odd(x: Any, quotient: tuple[Sequence[float], Sequence[float], float]) -> Any:
+    """A function that goes from -1 to 1."""
+    numerator, denominator, end = quotient
+
+    def inside(x: Any) -> Any:
+        return let(x * x, lambda s: x * _polynomial(s, numerator) / _polynomial(s, denominator))
+
+    return let(x, lambda x: _within(let(_within(x, -end, end), inside), -1.0, 1.0))
+
+
+def _within(x: Any, least: float, most: float) -> Any:
+    """``x``, bounded; NaN stays, which min and max would lose."""
     from tvm import tirx
 
-    def tail(size: Any) -> Any:
-        t = _f(1.0) / (_f(1.0) + _f(0.5) * size)
-        return let(t, lambda t: _f(1.0) - t * exp(_polynomial(t, _ERFC) - size * size))
-
-    def of(x: Any) -> Any:
-        near = let(x * x, lambda s: _polynomial(s, _ERF_BELOW_ONE)) * x
-        far = let(let(tirx.abs(x), tail), lambda f: tirx.Select(x < _f(0.0), _f(0.0) - f, f))
-        return tirx.Select(tirx.abs(x) < _f(1.0), near, far)
-
-    return let(x, of)
+    return let(x, lambda x: tirx.Select(x > _f(most), _f(most), tirx.Select(x < _f(least), _f(least), x)))
 
 
 def gelu(x: Any) -> Any:

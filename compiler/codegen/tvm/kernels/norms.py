@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .build import Body, prim_func
 from .kernel import Cpu, Kernel
-from .math import exp
+from .math import exp_below_one
 from .sweep import each_row, reduce, sweep
 
 
@@ -21,12 +22,14 @@ def rms_norm(
 
     def body(b: Body) -> None:
         count = b.variable("rows") if rows is None else rows
-        row = _Row(b, count, columns, cpu, skip)
+        row = _Row(b, count, columns, skip)
         weight = b.buffer("scale", (columns,)) if scale else None
         y = row.outputs()
         with each_row(b, count, columns, cpu) as i:
-            row.begin(i)
-            squares = reduce(b, columns, cpu.lanes, 0.0, lambda at: row.at(i, at) * row.at(i, at), _add)
+            numbers = partial(row.at, i)
+            squares = reduce(
+                b, columns, cpu.lanes, 0.0, lambda at: numbers(at) * numbers(at), _add, row.sum(i)
+            )
             factor = b.local(1)
             b.store(factor, b.ir.float32(1) / b.ir.sqrt(squares[0] * (1 / columns) + epsilon), 0)
 
@@ -59,13 +62,12 @@ def layer_norm(
 
     def body(b: Body) -> None:
         count = b.variable("rows") if rows is None else rows
-        row = _Row(b, count, columns, cpu, skip)
+        row = _Row(b, count, columns, skip)
         weight = b.buffer("scale", (columns,)) if scale else None
         added = b.buffer("bias", (columns,)) if bias else None
         y = row.outputs()
         with each_row(b, count, columns, cpu) as i:
-            row.begin(i)
-            total = reduce(b, columns, cpu.lanes, 0.0, lambda at: row.at(i, at), _add)
+            total = reduce(b, columns, cpu.lanes, 0.0, partial(row.at, i), _add, row.sum(i))
             mean, factor = b.local(1), b.local(1)
             b.store(mean, total[0] * b.ir.float32(1 / columns), 0)
 
@@ -100,10 +102,9 @@ def softmax(rows: int | None, columns: int | None, cpu: Cpu) -> Kernel:
 
             def grow(at: Any, lanes: int) -> None:
                 with b.vector(lanes) as v:
-                    b.store(y, exp(x[i, at + v] - most[0]), i, at + v)
+                    b.store(y, exp_below_one(x[i, at + v] - most[0]), i, at + v)
 
-            sweep(b, width, cpu.lanes, grow)
-            total = reduce(b, width, cpu.lanes, 0.0, lambda at: y[i, at], _add)
+            total = reduce(b, width, cpu.lanes, 0.0, lambda at: y[i, at], _add, grow)
             factor = b.local(1)
             b.store(factor, b.ir.float32(1) / total[0], 0)
 
@@ -124,8 +125,8 @@ def _add(a: Any, b: Any) -> Any:
 class _Row:
     """What is normalized: x, or the sum x + skip, which is written first."""
 
-    def __init__(self, b: Body, count: Any, columns: int, cpu: Cpu, skip: bool) -> None:
-        self._b, self._shape, self._lanes = b, (count, columns), cpu.lanes
+    def __init__(self, b: Body, count: Any, columns: int, skip: bool) -> None:
+        self._b, self._shape = b, (count, columns)
         self._x = b.buffer("x", self._shape)
         self._skip = b.buffer("skip", self._shape) if skip else None
         self._sum: Any = None
@@ -136,19 +137,17 @@ class _Row:
             self._sum = self._b.buffer("sum", self._shape)
         return self._b.buffer("y", self._shape)
 
-    def begin(self, i: Any) -> None:
-        """Writes the sum of row i."""
+    def sum(self, i: Any) -> Callable[[Any, int], None] | None:
+        """What writes the sum of some columns of row i, if there is one."""
         if self._skip is None:
-            return
+            return None
 
         def write(at: Any, lanes: int) -> None:
             with self._b.vector(lanes) as v:
                 self._b.store(self._sum, self._x[i, at + v] + self._skip[i, at + v], i, at + v)
 
-        sweep(self._b, self._shape[1], self._lanes, write)
+        return write
 
-    @property
-    def at(self) -> Callable[[Any, Any], Any]:
-        """Row and column → number."""
-        source = self._x if self._sum is None else self._sum
-        return lambda i, column: source[i, column]
+    def at(self, i: Any, column: Any) -> Any:
+        """A number of a row."""
+        return (self._x if self._sum is None else self._sum)[i, column]

@@ -58,7 +58,7 @@ class Packed:
         """How many are stored, padding with them."""
         return int(self.starts[-1])
 
-    def values(self) -> ir.Tensor:
+    def values(self) -> ir.Tensor[Any]:
         """float32[blocks, 16]."""
         values = np.zeros((self.blocks, TILE), np.float32)
         values[self._at] = self._tiled()[self._tiles, :, self._inputs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from .build import Body
@@ -35,15 +35,19 @@ def reduce(
     start: float,
     value: Callable[[Any], Any],
     join: Callable[[Any, Any], Any],
+    before: Callable[[Any, int], None] | None = None,
 ) -> Any:
     """``join`` of ``value(column)`` over a row: a buffer whose first number it is.
 
-    float32 sums of ``4 * lanes`` parts: less rounding than one number after the other.
+    ``before(first column, columns)`` is written before each vector is read. float32 sums of ``4 * lanes``
+    parts: less rounding than one number after the other.
     """
     parts = b.local(_SUMS, lanes)
     b.fill(parts, start)
 
     def take(at: Any, count: int, part: int) -> None:
+        if before is not None:
+            before(at, count)
         with b.vector(count) as v:
             b.store(parts, join(parts[part, v], value(at + v)), part, v)
 
@@ -56,19 +60,19 @@ def reduce(
     for part in range(1, _SUMS):
         with b.vector(lanes) as v:
             b.store(parts, join(parts[0, v], parts[part, v]), 0, v)
-    return fold(b, parts, lanes, join)
+    return fold(b, parts.row((0,)), join)
 
 
-def fold(b: Body, parts: Any, width: int, join: Callable[[Any, Any], Any]) -> Any:
-    """All numbers of a vector (the first of ``parts``) joined: a buffer of one."""
-    found = b.local(1)
-    first: Sequence[int] = (0,) * (len(parts.shape) - 1)
+def fold(b: Body, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """All numbers of an array in registers joined, halves with halves: a buffer of one."""
+    width = int(vector.shape[0])
     while width > 1:
         width //= 2
+        half = b.local(width)
         with b.vector(width) as v:
-            b.store(parts, join(parts[(*first, v)], parts[(*first, v + width)]), *first, v)
-    b.store(found, parts[(*first, 0)], 0)
-    return found
+            b.store(half, join(vector[v], vector[v + width]), v)
+        vector = half
+    return vector
 
 
 def each_row(b: Body, rows: Any, columns: Any, cpu: Cpu) -> Any:
