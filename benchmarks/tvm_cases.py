@@ -139,7 +139,7 @@ def blocked_case(inputs: int, outputs: int, bits: int, block: int, rows: int) ->
 
         def nbits(seed: int) -> Run:
             made = weight(seed)
-            codes = (made.data.numpy().astype(np.int16) + (1 << bits - 1)).astype(np.uint8)
+            codes: Array = (made.data.numpy().astype(np.int16) + (1 << bits - 1)).astype(np.uint8)
             codes = codes[:, ::2] | codes[:, 1::2] << 4 if bits == 4 else codes
             weights = {"w": codes.reshape(outputs, inputs // block, -1), "s": made.scale.numpy().reshape(-1)}
             node = helper.make_node(

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import interleave as shared
 import miaotui
 import numpy as np
-from check_cuda import Case, cases, flat, plain, torch_runs
+from gpu.check_cuda import Case, cases, flat, plain, torch_runs
 from miaotui.compiler.codegen.tvm import cuda
 from miaotui.compiler.codegen.tvm.kernels import Kernel, cuda_attention, cuda_matmul
 from miaotui.compiler.codegen.tvm.target import spelled
@@ -161,10 +161,10 @@ def check_golden(golden: Golden, target: str, precision: str) -> str:
                 expected = flat(module(**{n: torch.from_numpy(a) for n, a in inputs.items()}))
             outputs, limit = executable.run(inputs), tolerance_for(precision)
             for (name, got), want in zip(outputs.items(), expected, strict=False):
-                error = difference(name, np.asarray(got), want.numpy(), limit).scaled
-                if not error <= limit:
+                worst = difference(name, np.asarray(got), want.numpy(), limit).scaled
+                if not worst <= limit:
                     raise SystemExit(
-                        f"{golden.name} {precision} at {dict(sizes)}: {name} is off by {error:.1e}"
+                        f"{golden.name} {precision} at {dict(sizes)}: {name} is off by {worst:.1e}"
                     )
     return "proved"
 
@@ -189,7 +189,7 @@ def latencies(name: str, case: Case, precision: str, target: str, seconds: float
         expected = [
             t.numpy() for t in flat(module(**{n: torch.from_numpy(a) for n, a in case.inputs.items()}))
         ]
-    options = {"target": target, "precision": precision, "dims": case.dims, "verify": False}
+    options: dict[str, Any] = {"target": target, "precision": precision, "dims": case.dims, "verify": False}
     with tempfile.TemporaryDirectory() as folder, miaotui.compile(
         module, case.inputs, backend="tvm", **options
     ) as executable:  # fmt: skip

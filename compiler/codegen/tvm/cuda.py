@@ -296,7 +296,7 @@ def load_runtime(nvcc: Path) -> None:
     tvm = require_tvm()
     if require_ffi().get_global_func("ffi.Module.create.cuda", allow_missing=True) is not None:
         return
-    runtime = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
+    runtime = Path(str(tvm.__file__)).parent / "lib" / "libtvm_runtime_cuda.so"
     if not runtime.is_file():
         raise ToolError("apache-tvm", f"has no {runtime.name}", "install a build of TVM with CUDA")
     _load_cudart(nvcc)

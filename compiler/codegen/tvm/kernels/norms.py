@@ -128,26 +128,27 @@ class _Row:
     def __init__(self, b: Body, count: Any, columns: int, skip: bool) -> None:
         self._b, self._shape = b, (count, columns)
         self._x = b.buffer("x", self._shape)
-        self._skip = b.buffer("skip", self._shape) if skip else None
-        self._sum: Any = None
+        self._skip: Any = b.buffer("skip", self._shape) if skip else None
+        self._read: Any = self._x
 
     def outputs(self) -> Any:
         """Declares the sum, if any, and the result, which is returned."""
         if self._skip is not None:
-            self._sum = self._b.buffer("sum", self._shape)
+            self._read = self._b.buffer("sum", self._shape)
         return self._b.buffer("y", self._shape)
 
     def sum(self, i: Any) -> Callable[[Any, int], None] | None:
         """What writes the sum of some columns of row i, if there is one."""
-        if self._skip is None:
+        skip = self._skip
+        if skip is None:
             return None
 
         def write(at: Any, lanes: int) -> None:
             with self._b.vector(lanes) as v:
-                self._b.store(self._sum, self._x[i, at + v] + self._skip[i, at + v], i, at + v)
+                self._b.store(self._read, self._x[i, at + v] + skip[i, at + v], i, at + v)
 
         return write
 
     def at(self, i: Any, column: Any) -> Any:
         """A number of a row."""
-        return (self._x if self._sum is None else self._sum)[i, column]
+        return self._read[i, column]

@@ -65,19 +65,22 @@ class Packed:
         return ir.Tensor(values)
 
     def _tiled(self) -> Array:
-        """float32[tiles, 16, K]: a view where N is a multiple of 16."""
+        """float32[tiles, 16, K]; of a weight[N, K] with N a multiple of 16 a view."""
         array = self._tensor.numpy()
         array = array if self._transposed else array.T
         array = np.pad(array, ((0, -self.outputs % TILE), (0, 0))) if self.outputs % TILE else array
-        return array.reshape(-1, TILE, self.inputs)
+        tiles: Array = array.reshape(-1, TILE, self.inputs)
+        return tiles
 
     def _mask(self) -> Array:
-        return np.any(self._tiled() != 0, axis=1)
+        mask: Array = np.any(self._tiled() != 0, axis=1)
+        return mask
 
 
 def _positions(counts: Array) -> Array:
     """0, 1, … within each group."""
-    return np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    found: Array = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    return found
 
 
 def declines(weight: ir.TensorProtocol, transposed: bool) -> str | None:
