@@ -18,7 +18,7 @@ from miaotui.frontends.gguf.weights import Source
 from miaotui.frontends.load import load
 from support.gguf_files import BYTES, SIZES, TYPES, write_gguf
 from support.hard_text import hard_lines
-from support.models import smollm2_gguf
+from support.models import gguf_read_once, smollm2_gguf, smollm2_tokenizer
 from support.sessions import relative_error, run_program
 from tokenizers import Tokenizer
 
@@ -156,9 +156,10 @@ class TestSmolLM2:
     @pytest.mark.slow
     def test_reference_is_transformers_own_reading_of_the_file(self, imported):
         path, ids = smollm2_gguf(), np.arange(12).reshape(1, 12)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, local_files_only=True, dtype=torch.float32
-        )
+        with gguf_read_once():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, local_files_only=True, dtype=torch.float32
+            )
         with torch.no_grad():
             wanted = model(torch.from_numpy(ids)).logits.numpy()
         assert relative_error(imported.reference.run({"input_ids": ids})["logits"], wanted) < 1e-6
@@ -169,9 +170,7 @@ class TestTokenizer:
         path = smollm2_gguf()
         assets = tokenizer_assets(read_header(path), "llama", 49152)
         ours = Tokenizer.from_str(assets["tokenizer/tokenizer.json"].decode())
-        theirs = transformers.AutoTokenizer.from_pretrained(
-            path.parent, gguf_file=path.name, local_files_only=True
-        )
+        theirs = smollm2_tokenizer()
         lines = hard_lines(2000)
         assert [ours.encode(line).ids for line in lines] == theirs(lines).input_ids
 

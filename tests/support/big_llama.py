@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,15 @@ def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], random: np.ran
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for size in tensors.values():
-            values = random.standard_normal(size, dtype=np.float32)
-            values *= 1 / math.sqrt(size[-1]) if len(size) == 2 else 0.1
-            values += 0 if len(size) == 2 else 1
-            file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+            file.write(_values(size, random).tobytes())
+
+
+def _values(size: tuple[int, ...], random: np.random.Generator) -> np.ndarray[Any, Any]:
+    """A million random values, their rows drawn again and again for a large tensor: so many take long."""
+    count = math.prod(size)
+    drawn = min(count, (1 << 20) // size[-1] * size[-1] or count)
+    values = random.standard_normal(drawn, dtype=np.float32)
+    values *= 1 / math.sqrt(size[-1]) if len(size) == 2 else 0.1
+    values += 0 if len(size) == 2 else 1
+    rows = (values.view(np.uint32) >> 16).astype(np.uint16).reshape(-1, size[-1])
+    return rows if drawn == count else rows[random.integers(0, len(rows), size[0])]

@@ -6,6 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import transformers
 from miaotui.compiler.program import Program
 from miaotui.frontends.onnx import program_from_model
+from support.once import once
 
 VOCABULARY = 96
 _SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -109,6 +111,26 @@ def _quietly(export: Callable[[], Any]) -> Any:
 
 def legacy(family: str, opset: int, attention: str = "eager") -> onnx.ModelProto:
     """The TorchScript exporter's model, batch and sequence dynamic."""
+    return _exported(_legacy, family, opset, attention)
+
+
+def dynamo(family: str, opset: int, attention: str = "sdpa") -> onnx.ModelProto:
+    """The torch.export based exporter's model, batch and sequence dynamic."""
+    return _exported(_dynamo, family, opset, attention)
+
+
+def _exported(
+    export: Callable[[str, int, str], onnx.ModelProto], family: str, opset: int, attention: str
+) -> onnx.ModelProto:
+    """Exports take seconds, and several tests begin with the same."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(export(family, opset, attention).SerializeToString())
+
+    return onnx.load(once(f"{family}{export.__name__}_{opset}_{attention}.onnx", write))
+
+
+def _legacy(family: str, opset: int, attention: str) -> onnx.ModelProto:
     module, x = build(family, attention, mask=True), torch.from_numpy(example(family))
     axes = {0: "batch"} if family == "vit" else {0: "batch", 1: "sequence"}
     buffer = io.BytesIO()
@@ -121,8 +143,7 @@ def legacy(family: str, opset: int, attention: str = "eager") -> onnx.ModelProto
     return onnx.load_from_string(buffer.getvalue())
 
 
-def dynamo(family: str, opset: int, attention: str = "sdpa") -> onnx.ModelProto:
-    """The torch.export based exporter's model, batch and sequence dynamic."""
+def _dynamo(family: str, opset: int, attention: str) -> onnx.ModelProto:
     module, x = build(family, attention), torch.from_numpy(example(family))
     batch, sequence = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("sequence", min=2, max=60)
     shapes = {0: batch} if family == "vit" else {0: batch, 1: sequence}

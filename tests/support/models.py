@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -57,6 +60,27 @@ def smollm2_gguf() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
+@contextmanager
+def gguf_read_once() -> Iterator[None]:
+    """transformers parses a GGUF file and makes tables of names for every part of a model: here once.
+
+    What it computes stays its own; SmolLM2's vocabulary takes the parser five seconds.
+    """
+    gguf = importlib.import_module("gguf")
+    parts = ("GGUFReader", "get_tensor_name_map")
+    kept = {name: functools.cache(getattr(gguf, name)) for name in parts}
+    with patch.multiple(gguf, **kept):
+        yield
+
+
+def smollm2_tokenizer() -> Any:
+    """transformers' own reading of the tokenizer in SmolLM2's GGUF file."""
+    path = smollm2_gguf()
+    tokenizers = importlib.import_module("transformers").AutoTokenizer
+    with gguf_read_once():
+        return tokenizers.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+
+
 def _torch(name: str) -> Callable[[], Any]:
     def build() -> Any:
         nets = importlib.import_module("support.torch_nets")
@@ -94,10 +118,13 @@ def _smollm2() -> Any:
     transformers = importlib.import_module("transformers")
     gguf = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     path = smollm2_gguf()
-    config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    config.use_cache = False
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    tensors = gguf.load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    with gguf_read_once():
+        config = transformers.AutoConfig.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True
+        )
+        config.use_cache = False
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        tensors = gguf.load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
     missing = set(model.load_state_dict(tensors, strict=False).missing_keys) - {"lm_head.weight"}
     assert not missing, missing
     model.tie_weights()
