@@ -28,14 +28,14 @@ def test_compiles_proves_and_runs_an_mlp(tmp_path: Path) -> None:
         assert built.verify(model).ok
 
 
-@pytest.mark.parametrize("name", ["bert", "dlrm", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["dlrm", "llama"])
 def test_proves_a_golden_model(name: str, tmp_path: Path) -> None:
     golden = models.MODELS[name]
     with miaotui.compile(golden.build(), inputs=golden.inputs(), output=tmp_path / name, **OPTIONS) as built:
         certificate = built.manifest.certificate
         assert certificate is not None and certificate.ok and certificate.tolerance == 1e-4
         assert certificate.variant == "cpu-tvm"
-        if name in ("gpt2", "llama"):
+        if name == "llama":
             assert built.manifest.decoding is not None
             prompt = list(range(1, 9))
             assert list(built.generate(prompt, max_tokens=6).ids) == _greedy(built, prompt, 6)

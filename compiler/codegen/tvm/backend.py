@@ -25,6 +25,10 @@ PARAMETERS = "parameters"
 """Setting: entry → [offset, bytes, dtype, shape] of what its function takes behind its inputs, as JSON."""
 
 
+IN_PLACE = "state.in_place"
+"""Setting: past and present of the cache are one tensor."""
+
+
 class TvmBackend:
     """Writes what ``runtime/tvm.py`` opens."""
 
@@ -47,11 +51,14 @@ class TvmBackend:
             raise UnsupportedError.of(problems)
         tvm = require_tvm()
         made_for = tvm.target.Target(spelled(target))
-        lowered = module_of(tvm, program, Cpu.of(made_for) if target.device == "cpu" else None)
-        library = compiled(tvm, lowered.module, made_for)
+        cpu = Cpu.of(made_for) if target.device == "cpu" else None
+        lowered = module_of(tvm, program, cpu)
+        library = compiled(tvm, lowered.module, made_for, 0 if cpu is None else cpu.lanes)
         library.export_library(str(folder / LIBRARY))
         tables = {entry: [_stored(p, weights) for p in found] for entry, found in lowered.parameters.items()}
         settings = {PARAMETERS: json.dumps(tables, separators=(",", ":"))}
+        if program.decoding is not None:
+            settings[IN_PLACE] = "1"
         if target.device == "cpu":
             settings["isa"] = isa_name(target)
         return Build(dict.fromkeys(program.entries, LIBRARY), settings)

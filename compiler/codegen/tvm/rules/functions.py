@@ -137,8 +137,8 @@ def _shift(b: Lowering, node: ir.Node, x: Number, y: Number) -> Number:
     if not str(y.ty.dtype).startswith("u"):
         beyond = b.tirx.Or(beyond, y < b.const(0, y.ty.dtype))
     if not left and not str(x.ty.dtype).startswith("u"):
-        zero = b.tirx.Select(x < zero, zero - 1, zero)  # the sign is shifted in
-    return b.tirx.Select(beyond, zero, x << y if left else x >> y)
+        zero = b.tirx.Select(x < zero, b.const(-1, x.ty.dtype), zero)  # the sign is shifted in
+    return b.tirx.Select(beyond, zero, (x << y if left else x >> y).astype(x.ty.dtype))
 
 
 def _is_inf(b: Lowering, node: ir.Node, x: Number) -> Number:
