@@ -23,6 +23,7 @@ import miaotui
 import numpy as np
 from gpu.check_cuda import Case, cases, flat, plain, torch_runs
 from miaotui.compiler.codegen.tvm import cuda
+from miaotui.compiler.codegen.tvm.cuda_listing import with_dynamic
 from miaotui.compiler.codegen.tvm.kernels import Kernel, cuda_attention, cuda_matmul
 from miaotui.compiler.codegen.tvm.target import spelled
 from miaotui.compiler.codegen.tvm.versions import require_tvm
@@ -60,7 +61,7 @@ def built(target: Target, *kernels: Kernel) -> Any:
     module = tvm.IRModule({kernel.name: kernel.function for kernel in kernels})
     with cuda.ahead_of_time(target) as made:
         library = tvm.compile(module, tvm.target.Target(spelled(target)))
-    for kernel in cuda.with_dynamic(made.kernels, module):
+    for kernel in with_dynamic(made.kernels, module):
         print(f"  {kernel}")
     return library
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from miaotui.compiler.codegen.tvm.cuda import find_nvcc, toolkit_of
+from miaotui.compiler.codegen.tvm.cuda_toolkit import find_nvcc, toolkit_of
 from miaotui.compiler.codegen.tvm.kernels import Kernel
 from miaotui.compiler.codegen.tvm.target import spelled
 from miaotui.compiler.codegen.tvm.versions import require_tvm

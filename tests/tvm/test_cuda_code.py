@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from miaotui.compiler.codegen.tvm import cuda
+from miaotui.compiler.codegen.tvm import cuda, cuda_toolkit
+from miaotui.compiler.codegen.tvm.cuda_listing import (
+    DeviceKernel,
+    device_kernels,
+    fatbins_in,
+    instructions,
+    with_dynamic,
+)
 from miaotui.compiler.codegen.tvm.kernels import cuda_attention, cuda_matmul
 from miaotui.compiler.codegen.tvm.kernels.cuda_attention import Heads
 from miaotui.compiler.codegen.tvm.target import spelled
@@ -28,7 +35,7 @@ for kernel in compiled(sys.argv[1], Path(sys.argv[2])):
 """
 
 
-def compiled(arch: str, path: Path) -> list[cuda.DeviceKernel]:
+def compiled(arch: str, path: Path) -> list[DeviceKernel]:
     """A product and an attention as a library at ``path``."""
     tvm = require_tvm()
     kernels = [
@@ -39,7 +46,7 @@ def compiled(arch: str, path: Path) -> list[cuda.DeviceKernel]:
     with cuda.ahead_of_time(target) as made:
         library = tvm.compile(module, tvm.target.Target(spelled(target)))
     library.export_library(str(path))
-    return cuda.with_dynamic(made.kernels, module)
+    return with_dynamic(made.kernels, module)
 
 
 @nvcc
@@ -58,15 +65,15 @@ def test_library_holds_machine_code_with_tensor_core_instructions(arch: str, tmp
     assert len(listed) == 2
     assert all(f"arch='{arch}'" in line and "spilled=0" in line for line in listed)
     assert "dynamic=25600)" in listed[1] or "dynamic=25600)" in listed[0]
-    assert len(cuda.fatbins_in(path)) == 1
+    assert len(fatbins_in(path)) == 1
     assert b"__global__" not in path.read_bytes()
     try:
-        found = cuda.instructions(path)
+        found = instructions(path)
     except ToolError:
         pytest.skip("needs cuobjdump and nvdisasm")
     assert any(i.startswith("HMMA.16816.F32") for i in found["tensor_matmul_fp16_64x64_64x64x32_kernel"])
     assert any(i.startswith("HMMA.16816.F32.BF16") for i in found["flash_bf16_2x2x32x32_causal_kernel"])
-    by_name = {k.name: k for k in cuda.device_kernels(path)}
+    by_name = {k.name: k for k in device_kernels(path)}
     assert set(by_name) == set(found)
     assert all(0 < k.registers < 256 and k.arch == arch for k in by_name.values())
 
@@ -75,7 +82,7 @@ def test_without_nvcc_the_fix_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(cuda, "TOOLKIT", tmp_path)
+    monkeypatch.setattr(cuda_toolkit, "TOOLKIT", tmp_path)
     missing = pytest.raises(ToolError, match=r"nvcc: was not found.*CUDA_HOME")
     with missing, cuda.ahead_of_time(Target("cuda")):
         pass
@@ -84,9 +91,9 @@ def test_without_nvcc_the_fix_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @nvcc
 def test_unknown_architecture_and_broken_code_are_told_apart() -> None:
     with pytest.raises(ToolError, match="does not compile for sm_12"):
-        cuda.fatbin_of(cuda.find_nvcc(), "", "sm_12")
+        cuda.fatbin_of(cuda_toolkit.find_nvcc(), "", "sm_12")
     with pytest.raises(CompileError, match=r"kernels\.cu: nvcc does not compile it: .*error") as caught:
-        cuda.fatbin_of(cuda.find_nvcc(), "not C++", "sm_90")
+        cuda.fatbin_of(cuda_toolkit.find_nvcc(), "not C++", "sm_90")
     assert Path(caught.value.problems[0].place).read_text(encoding="utf-8") == "not C++"
 
 
@@ -94,4 +101,4 @@ def test_fatbins_are_found_by_their_headers(tmp_path: Path) -> None:
     fatbin = bytes.fromhex("50ed55ba01001000") + (5).to_bytes(8, "little") + b"hello"
     path = tmp_path / "library"
     path.write_bytes(b"ELF" + fatbin + b"between\x50\xed\x55\xba" + fatbin + fatbin[:-1])
-    assert cuda.fatbins_in(path) == [fatbin, fatbin]
+    assert fatbins_in(path) == [fatbin, fatbin]
