@@ -26,6 +26,7 @@ def compile_model(
     sparsity: a.Sparsity = None,
     rank: a.Rank = None,
     cache: a.Cache = "auto",
+    tune: a.Tune = 0,
     calib: a.Calib = None,
     inputs: a.Inputs = [],  # noqa: B006 - typer copies it
     dims: a.Dims = [],  # noqa: B006
@@ -64,6 +65,7 @@ def compile_model(
         sparsity=sparsity,
         rank=rank,
         cache=cache,
+        tune=tune,
         calib=calib,
         budget=budget,
         goal=goal,
@@ -171,6 +173,8 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
     else:
         console.print("no pass changed anything")
     console.print()
+    from ..driver.decision import told
+
     error, times = report.get("error") or {}, report.get("latency") or {}
     sizes = report.get("sizes") or {}
     tables.facts(
@@ -180,6 +184,7 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
             ("error", _told(error)),
             ("faithful", _told(error.get("faithful") or {})),
             ("budget", _chosen(report.get("budget"))),
+            ("backend", "\n".join(told(report.get("choice")))),
             ("latency", tables.latency(times)),
             ("size", ", ".join(f"{name} {tables.megabytes(size)}" for name, size in sizes.items())),
             ("not measured", _unmeasured(report.get("waterfall") or {})),

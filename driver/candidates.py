@@ -1,4 +1,4 @@
-"""Which backends a compile tries: the one asked for; else native code where it may fit, and ONNX Runtime."""
+"""Which backends a compile tries: the one asked for; else all that may be the fastest, and why not others."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from ..compiler.codegen.isa import isa_of
 from ..compiler.codegen.native.toolchain import find_toolchain
 from ..compiler.codegen.tvm.versions import check_pair
 from ..compiler.errors import OptionError, Problem, ToolError
-from ..compiler.options import BackendName, CompileOptions
+from ..compiler.options import BackendName, CompileOptions, parse_sparsity
 from ..compiler.program import Program
+from ..compiler.reference import Arrays
 from ..passes.base import Pass
 from ..passes.pipeline import pipeline
+from ..runtime.conditions import cores
+from .decision import Outcome
+from .estimate import block_sparse, estimate
 from .progress import Journal
 
 _SHOWN = 4
 """Kinds of nodes that a note names."""
+
+LEAST_SPARSE = 0.1
+"""Share of a program's estimated time in block-sparse products from which on regions of their own may pay."""
 
 _PRODUCTS = frozenset(("MatMul", "Gemm", "Linear"))
 _WEIGHING = frozenset(("Softmax", "Attention", "MultiHeadAttention", "GroupQueryAttention", "FusedAttention"))
@@ -30,49 +37,112 @@ class Candidate:
     options: CompileOptions
     passes: tuple[Pass, ...]
 
+    @property
+    def backend(self) -> str:
+        """Its backend's name."""
+        return self.options.backend
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """``tried``: candidates, the preferred ones first. ``left_out``: backends that are not built, and why."""
+
+    tried: list[Candidate]
+    left_out: tuple[Outcome, ...] = ()
+
 
 def candidates(
-    program: Program, options: CompileOptions, journal: Journal, passes: Sequence[Pass] | None = None
-) -> list[Candidate]:
-    """What to try, the likeliest best first; ``passes`` replaces their pipelines.
+    program: Program,
+    options: CompileOptions,
+    journal: Journal,
+    passes: Sequence[Pass] | None = None,
+    inputs: Arrays | None = None,
+) -> Field:
+    """What to try; ``passes`` replaces their pipelines. ``inputs``: of the sizes that will be timed.
 
     Raises: OptionError if the options fit none of them.
     """
-    if passes is not None and options.backend == "auto":
-        names: tuple[BackendName, ...] = ("ort",)
-    else:
-        names = _backends(program, options, journal)
+    if options.backend == "tvm":
+        check_pair()
+    left_out: list[Outcome] = []
+    names: list[BackendName] = [options.backend]
+    if options.backend == "auto":
+        names = ["ort"] if passes is not None else _backends(program, options, journal, inputs, left_out)
     found, refusals = [], []
     for name in names:
-        chosen = replace(options, backend=name)
         try:
+            chosen = replace(options, backend=name)
             steps = tuple(pipeline(chosen) if passes is None else passes)
         except OptionError as error:  # a pass of the other backend was asked for
             refusals.append(error)
+            left_out.append(Outcome(name, "left out", str(error).splitlines()[0]))
             continue
         found.append(Candidate(chosen, steps))
     if not found:
         raise refusals[-1]
+    return Field(found, tuple(left_out))
+
+
+def _backends(
+    program: Program,
+    options: CompileOptions,
+    journal: Journal,
+    inputs: Arrays | None,
+    left_out: list[Outcome],
+) -> list[BackendName]:
+    """In the order of preference: who comes later has to be faster. Others go into ``left_out``."""
+    if options.target.device != "cpu":
+        left_out.append(Outcome("tvm", "left out", "for GPUs it is built where --backend tvm asks for it"))
+        return ["ort"]
+    found: list[BackendName] = []
+    if options.target.arch:
+        found.append("native")
+    elif not (has_attention(program) or _skips_zeros(program, options)):
+        why = "neither attention nor blocks of zeros: its kernels are no faster there"
+        left_out.append(Outcome("native", "left out", why))
+    else:
+        try:
+            find_toolchain(isa_of(options.target))
+            found.append("native")
+        except (ToolError, OptionError) as missing:
+            journal.note(f"no native code: {missing}")
+            left_out.append(Outcome("native", "left out", str(missing)))
+    if not options.target.arch:
+        found.append("ort")
+    for name, why in _without_tvm(program, options, inputs).items():
+        if why:
+            left_out.append(Outcome(name, "left out", why))
+        else:
+            found.append(name)
     return found
 
 
-def _backends(program: Program, options: CompileOptions, journal: Journal) -> tuple[BackendName, ...]:
-    if options.backend == "tvm":
-        check_pair()
-    if options.backend != "auto":
-        return (options.backend,)
-    if options.target.device != "cpu":
-        return ("ort",)
-    if options.target.arch:
-        return ("native",)
-    if not has_attention(program):
-        return ("ort",)
-    try:
-        find_toolchain(isa_of(options.target))
-    except (ToolError, OptionError) as missing:
-        journal.note(f"no native code: {missing}")
-        return ("ort",)
-    return ("native", "ort")
+def _without_tvm(program: Program, options: CompileOptions, inputs: Arrays | None) -> dict[BackendName, str]:
+    """Why TVM's code, of the whole and of regions, is not worth trying; empty where it is."""
+    both: tuple[BackendName, ...] = ("tvm", "ort+tvm")
+    told = estimate(program, inputs, options.threads or cores(), _asks_for_blocks(options))
+    if told is None:
+        return dict.fromkeys(both, "its time can't be estimated without sizes")
+    regions = ""
+    if told.sparse < LEAST_SPARSE:
+        regions = "no weights with blocks of zeros, which its kernels skip"
+    if options.narrows or options.target.arch:
+        regions = "segments are float32, for the CPU that compiles"
+    found = dict(zip(both, ("" if told.is_plausible else str(told), regions), strict=True))
+    if not all(found.values()):
+        try:
+            check_pair()
+        except ToolError as missing:
+            return dict.fromkeys(both, str(missing))
+    return found
+
+
+def _skips_zeros(program: Program, options: CompileOptions) -> bool:
+    return _asks_for_blocks(options) or bool(block_sparse(program))
+
+
+def _asks_for_blocks(options: CompileOptions) -> bool:
+    return options.sparsity is not None and "block" in parse_sparsity(options.sparsity)
 
 
 def has_attention(program: Program) -> bool:

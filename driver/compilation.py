@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..compiler.draft import Draft
-from ..compiler.errors import VerificationError
+from ..compiler.errors import CompileError, VerificationError
 from ..compiler.options import CompileOptions
 from ..compiler.program import Program
 from ..compiler.reference import Arrays
@@ -21,9 +21,10 @@ from ..passes.observers import Observer, SaveIR, Verify
 from ..runtime.executable import Executable
 from .budget import can_choose, settled
 from .calibration import measured_moments, measured_ranges
-from .candidates import candidates
+from .candidates import Candidate, candidates
 from .choice import Attempt, Choice, moved
 from .context import check_placement, context_of
+from .decision import Decision, Outcome
 from .finish import finish
 from .histograms import Histograms
 from .lower import Lowered, Recipe
@@ -31,6 +32,7 @@ from .opening import open_folder
 from .prefixes import measured_prefixes
 from .progress import Journal, Progress, Silent
 from .proof import Evidence
+from .remembered import key_of, recall, remember
 from .samples import Samples, samples_of
 
 
@@ -54,7 +56,7 @@ def compile_model(
     journal = Journal(Silent() if progress is None else progress)
     with journal.stage("import"):
         imported = load(source, options, inputs)
-    tried = candidates(imported.program, options, journal, passes)
+    field = candidates(imported.program, options, journal, passes, imported.examples)
     evidence = None
     if options.verify:
         with journal.stage("reference"):
@@ -63,8 +65,66 @@ def compile_model(
     samples = samples_for(program, [case.inputs for case in evidence.cases] if evidence else (), options)
     measured = measured_on(program, samples, options, journal)
     del imported  # the source's session or module: its memory is needed now
-    attempts, misses = [], []
+
+    def built(tried: Sequence[Candidate], folder: Path, cached: Decision | None = None) -> Decision | None:
+        attempts = attempted(program, tried, samples, measured, evidence, journal, save_ir)
+        return write(folder, attempts, evidence, journal, field.left_out, cached)
+
+    temporary = Path(tempfile.mkdtemp(prefix="miaotui-")) if output is None else None
+    folder = temporary or Path(str(output))
+    try:
+        if len(field.tried) == 1 or evidence is None or options.timing <= 0:
+            built(field.tried, folder)
+        else:
+            key = key_of(program, options, evidence.cases[0].inputs)
+            if not _built_again(built, field.tried, folder, recall(key), journal):
+                decision = built(field.tried, folder)
+                if decision is not None:
+                    remember(key, decision, program)
+        return open_folder(folder, temporary=temporary is not None)
+    except BaseException:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _built_again(
+    build: Callable[[Sequence[Candidate], Path, Decision | None], Decision | None],
+    tried: Sequence[Candidate],
+    folder: Path,
+    known: Decision | None,
+    journal: Journal,
+) -> bool:
+    """Build the candidate that an earlier compile of the same kept; whether there is one, and it works."""
+    kept = [candidate for candidate in tried if known is not None and candidate.backend == known.kept]
+    if not kept:
+        return False
+    try:
+        build(kept, folder, known)
+    except CompileError as error:
+        told = str(error).splitlines()[0]
+        journal.note(f"{kept[0].backend} was the fastest before, and is not now: {told}")
+        return False
+    return True
+
+
+def attempted(
+    program: Program,
+    tried: Sequence[Candidate],
+    samples: Samples,
+    measured: Mapping[str, Any],
+    evidence: Evidence | None,
+    journal: Journal,
+    save_ir: Path | None = None,
+) -> list[Attempt]:
+    """The program lowered for each candidate, within its budget if one is set.
+
+    Raises: VerificationError if no candidate holds the budget.
+    """
+    attempts: list[Attempt] = []
+    misses = []
     for candidate in tried:
+        options = candidate.options
         recipe = Recipe(program, candidate.passes, replace(context_of(candidate.options), **measured))
         found = None
         if options.budget is not None and can_choose(recipe, candidate.options):
@@ -82,16 +142,7 @@ def compile_model(
         attempts.append(Attempt(candidate.options, recipe, lowered, found))
     if not attempts:
         raise min(misses, key=str)
-
-    temporary = Path(tempfile.mkdtemp(prefix="miaotui-")) if output is None else None
-    folder = temporary or Path(str(output))
-    try:
-        write(folder, attempts, evidence, journal)
-        return open_folder(folder, temporary=temporary is not None)
-    except BaseException:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    return attempts
 
 
 def samples_for(program: Program, proof: Sequence[Arrays], options: CompileOptions) -> Samples:
@@ -125,17 +176,29 @@ def _lowered(
     return lowered
 
 
-def write(folder: Path, attempts: Sequence[Attempt], evidence: Evidence | None, journal: Journal) -> None:
-    """Build and prove the attempts, and put the one that is kept into ``folder``. Raises: CompileError."""
+def write(
+    folder: Path,
+    attempts: Sequence[Attempt],
+    evidence: Evidence | None,
+    journal: Journal,
+    left_out: tuple[Outcome, ...] = (),
+    cached: Decision | None = None,
+) -> Decision | None:
+    """Build and prove the attempts, and put the one that is kept into ``folder``; how it was decided.
+
+    ``left_out``: backends that are not attempted. ``cached``: the decision of an earlier compile of the same.
+    Raises: CompileError.
+    """
     with Draft(folder) as draft:
-        choice = Choice(draft, evidence, journal)
+        choice = Choice(draft, evidence, journal, left_out, cached)
         attempt, result = choice.best(attempts)
         prefixes = measured_prefixes(attempt, result, evidence, journal)
         with journal.stage("write"):
             if choice.built == 1 + attempt.options.keeps_source:
                 finish(draft, folder, attempt, result, prefixes, evidence, journal)
-                return
+                return result.decision
             # Candidates that were dropped left weights behind: write what was kept into a fresh draft.
             with Draft(folder) as clean:
                 result = moved(clean, attempt, result)
                 finish(clean, folder, attempt, result, prefixes, evidence, journal)
+                return result.decision

@@ -10,6 +10,7 @@ from ..runtime.bench import BenchResult
 from ..runtime.compare import Limit
 from .bisect import IMPORT, find_culprit
 from .context import check_session, precision_of
+from .decision import Decision
 from .faithful import Faithfulness
 from .lower import Lowered, Recipe
 from .never_slower import Trial, keep_what_pays, race
@@ -27,7 +28,7 @@ BASELINE = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a compile decided: the program to write, and the evidence."""
+    """What a compile decided: the program to write, and the evidence; ``decision``: of the backend."""
 
     lowered: Lowered
     best: Built
@@ -36,6 +37,7 @@ class Result:
     trials: tuple[Trial, ...] = ()
     proof: Proof | None = None
     race: BenchResult | None = None
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,16 @@ class Judge:
             result = self.proved(result)
         if result.proof is not None:
             check_session(result.best, self.options, self.journal)
+        return self.finished(result)
+
+    def finished(self, result: Result) -> Result:
+        """A proved result without the passes that cost time, and timed; as it is where timing is off."""
         if result.proof is None or self.options.timing <= 0:
             return result
         with self.journal.stage("time"):
             timed = self.timed(result)
+            if timed.best is result.best:
+                return timed
             try:
                 return self.proved(timed)
             except VerificationError as error:  # it had used the budget: leaving a pass out took the rest

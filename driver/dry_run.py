@@ -51,7 +51,7 @@ def plan(
     journal = Journal(Silent() if progress is None else progress)
     with journal.stage("import"):
         imported = load(source, options, inputs)
-    tried = candidates(imported.program, options, journal)
+    tried = candidates(imported.program, options, journal).tried
     for candidate in tried:
         recipe = Recipe(imported.program, candidate.passes, context_of(candidate.options))
         with journal.stage("transform"):

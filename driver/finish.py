@@ -64,6 +64,7 @@ def finish(
         inputs={} if case is None else {name: _spelled(array) for name, array in case.inputs.items()},
         sizes=_sizes(draft),
         budget=None if attempt.settled is None else attempt.settled.report(),
+        choice=None if result.decision is None else result.decision.to_json(),
         journal=journal,
     )
     draft.write_text("report.json", text_of(document))

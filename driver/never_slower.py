@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 from ..compiler.errors import InternalError
 from ..compiler.reference import Arrays
 from ..passes.cleanup import CLEANUP
 from ..runtime.bench import BenchResult, Candidate, TimedRunner, bench
+from ..runtime.tensors import fitted
 from ..runtime.timing import Speedup, Timings
 from .lower import Lowered, Recipe
 from .workbench import Built, Workbench
@@ -41,23 +44,49 @@ def race(
 
     A program with state is timed at what it is for, the next token of a prompt, and ``written`` more.
     """
-    if first.decoding is not None and first.decoding.context is not None:
-        written = min(written, first.decoding.context - inputs[first.decoding.tokens].shape[1])
+    return contest(
+        {b.name: b for b in (first, second)}, inputs, threads=threads, seconds=seconds, written=written
+    )
+
+
+def contest(
+    rivals: Mapping[str, Built], inputs: Arrays, *, threads: int | None, seconds: float, written: int = 0
+) -> BenchResult:
+    """``race`` of any number: until each is exact against the last one, the baseline, or far behind."""
+    *others, baseline = rivals
 
     def is_exact(timings: Timings) -> bool:
-        gain = timings.speedup(first.name, second.name)
-        return gain.high - gain.low < EXACT * gain.ratio
+        gains = [timings.speedup(name, baseline) for name in others]
+        best = max(1.0, *(gain.low for gain in gains))
+        return all(g.high - g.low < EXACT * g.ratio or g.high < best / 2 for g in gains)
 
+    first, *rest = rivals.values()
+    if first.decoding is not None and first.decoding.context is not None:
+        written = min(written, first.decoding.context - inputs[first.decoding.tokens].shape[1])
     return bench(
-        [_candidate(built, threads, written=written) for built in (first, second)],
+        [_candidate(built, threads, written=written, name=name) for name, built in rivals.items()],
         inputs,
         runs=30,
         seconds=seconds,
         enough=is_exact,
         target=first.model.target,
         threads=threads,
-        together=_fit_together(first, second),
+        together=_fit_together(first, *rest),
     )
+
+
+def first_calls(built: Built, inputs: Arrays, *, threads: int | None) -> float:
+    """Seconds of the faster one of two calls (of a token, where there is state): it tells the hopeless."""
+    candidate = _candidate(built, threads)
+    with closing(candidate.open()) as runner:
+        arrays = runner.check(fitted(inputs, getattr(runner, "inputs", ())))
+        runner.run_arrays(arrays)
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            runner.run_arrays(arrays)
+            times.append(time.perf_counter() - start)
+        return min(times)
 
 
 def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None) -> Speedup:
@@ -90,17 +119,19 @@ def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None) ->
     return result.speedup
 
 
-def _candidate(built: Built, threads: int | None, *, resting: bool = False, written: int = 0) -> Candidate:
+def _candidate(
+    built: Built, threads: int | None, *, resting: bool = False, written: int = 0, name: str = ""
+) -> Candidate:
     def opened() -> TimedRunner:
         if built.decoding is None:
             return built.open(threads, resting=resting)
         return built.open_stepwise(threads, resting=resting, steps=written)
 
-    return Candidate(built.name, opened, built.weights)
+    return Candidate(name or built.name, opened, built.weights)
 
 
-def _fit_together(first: Built, second: Built) -> bool:
-    return max(first.weights, second.weights) <= TOGETHER
+def _fit_together(*rivals: Built) -> bool:
+    return max(built.weights for built in rivals) <= TOGETHER
 
 
 _FREE = frozenset(step.name for step in CLEANUP) | {"derive-cache"}

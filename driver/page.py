@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from .decision import told
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
@@ -44,6 +46,8 @@ def _facts(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         source, now = (1e3 * times[name]["median"] for name in ("source", "optimized"))
         ratio = "" if times["ratio"] is None else f", {times['ratio']:.2f} times as fast"
         yield "latency", f"{source:.3g} ms to {now:.3g} ms{ratio}; {times['threads']} threads"
+    for line in told(report["choice"]):
+        yield "backend", line
     yield "size", ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in report["sizes"].items())
     yield "nodes", f"{report['nodes']['before']} to {report['nodes']['after']}"
     for note in report["notes"]:

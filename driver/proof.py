@@ -97,12 +97,12 @@ def proof_inputs(program: Program, examples: Arrays | None, seed: int) -> list[A
     second = _made(program, sizes, seed + 1) if sizes else first
     cases = [first, _padded(second)] if sizes or _masks(first) else [first]
     pasts = {str(d): 0 for spec in program.inputs() for d in spec.shape or () if _is_past(d)}
-    return [*cases, _made(program, {**_typical_sizes(program), **pasts}, seed)] if pasts else cases
+    return [*cases, _made(program, {**typical_sizes(program), **pasts}, seed)] if pasts else cases
 
 
 def typical_inputs(program: Program, seed: int) -> Arrays:
     """Made-up inputs of the sizes that latency is usually quoted for."""
-    return _made(program, _typical_sizes(program), seed)
+    return _made(program, typical_sizes(program), seed)
 
 
 def _is_past(dim: Dim) -> bool:
@@ -113,7 +113,7 @@ def _made(program: Program, sizes: dict[str, int], seed: int) -> Arrays:
     return with_sample_text(program, example_inputs(program, sizes=sizes, seed=seed))
 
 
-def _typical_sizes(program: Program) -> dict[str, int]:
+def typical_sizes(program: Program) -> dict[str, int]:
     """Batch 1 and 128 tokens, which latency is usually quoted for, where the ranges allow."""
     sizes = {}
     for spec in program.inputs():

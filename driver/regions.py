@@ -87,7 +87,8 @@ class Regions:
             fact = "keeps state between runs, which segments do not hand over"
             raise UnsupportedError(f"entry {program.decoding.entry!r}", fact, "use --backend ort, or native")
         owner = self.owners(program, target, self.backends["tvm"])
-        order = {entry: self._segments(program, entry, owner, target) for entry in program.entries}
+        first: set[str] = set()
+        order = {entry: self._segments(program, entry, owner, target, first) for entry in program.entries}
         owners = {name for segments in order.values() for name, _, _ in segments}
         if len(owners) < 2:
             fact = f"has no segments to share out, all of it is {''.join(owners) or 'nobody'}'s"
@@ -119,9 +120,12 @@ class Regions:
         return Build({entry: parts[0].file for entry, parts in segments.items()}, settings, segments)
 
     def _segments(
-        self, program: Program, entry: str, owner: Owner, target: Target
+        self, program: Program, entry: str, owner: Owner, target: Target, first: set[str]
     ) -> list[tuple[str, str, ir.Model]]:
-        """Owner, name and lowered model of each; those that give nothing are left out."""
+        """Owner, name and lowered model of each; those that give nothing are left out.
+
+        The first of each owner is its ``main``, which every program has; ``first``: owners that have one.
+        """
         found = []
         for number, segment in enumerate(cut(program, owner, entry)):
             if not segment.program.outputs():
@@ -133,7 +137,9 @@ class Regions:
             run_pipeline(segment.program, passes, context, [Verify()])
             if _names(segment.program.main) != before:
                 raise InternalError(f"lowering changed the signature of segment {number} of {entry!r}")
-            found.append((segment.owner, f"{entry}_{number}", segment.program.main))
+            name = f"{entry}_{number}" if segment.owner in first else "main"
+            first.add(segment.owner)
+            found.append((segment.owner, name, segment.program.main))
         return found
 
 

@@ -72,11 +72,13 @@ def report(
     inputs: Mapping[str, str],
     sizes: Mapping[str, int],
     budget: Json | None,
+    choice: Json | None,
     journal: Journal,
 ) -> Json:
     """The report; ``error`` and ``latency`` are null where nothing was proved or timed, ``budget`` where none
     was set: what it chose for each group of weights, with its errors and bytes. ``faithful`` of ``error``:
-    the same against the program with pruned and factored weights, null where there are none.
+    the same against the program with pruned and factored weights, null where there are none. ``choice``: what
+    became of each backend that could have been taken, null where one was asked for.
     """
     gains = {trial.name: trial.gain for trial in trials}
     return {
@@ -96,6 +98,7 @@ def report(
         "latency": None if race is None else _latency(race, threads, inputs),
         "sizes": dict(sizes),
         "budget": budget,
+        "choice": choice,
         "notes": list(journal.notes),
     }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -28,6 +28,7 @@ from ..runtime.tvm import TvmModel
 from .lower import Lowered
 from .regions import NAME as REGIONS
 from .regions import Regions
+from .relocation import relocated
 
 BACKENDS: dict[str, Backend] = {
     "ort": OnnxRuntimeBackend(),
@@ -46,13 +47,15 @@ class Built:
     """A program written as a variant of the draft, what a session of each entry is made from.
 
     ``weights``: bytes of its initializers. ``decoding``: how its entry with state is driven, if it has one.
+    ``draft``: the folder that it was written in.
     """
 
     name: str
     variant: Variant
     models: Mapping[str, Model]
     weights: int
-    decoding: Decoding | None = None
+    decoding: Decoding | None
+    draft: Path
 
     @property
     def model(self) -> Model:
@@ -98,17 +101,14 @@ class Workbench:
         return self._build(lowered.program, name, "optimized", self.backend, self.target)
 
     def again(self, built: Built, lowered: Lowered, name: str) -> Built:
-        """What another draft has built from ``lowered``, in this one: moved if that is all there is to it."""
-        if not isinstance(built.model, NativeModel):
+        """What another draft has built from ``lowered``, in this one: moved where making it takes long."""
+        if built.variant.backend == "ort":
             return self.optimized(lowered, name)
         self.built += 1
-        folder = self.draft.variant(name)
-        shutil.rmtree(folder)
-        shutil.move(built.model.library.parent, folder)
-        files = dict.fromkeys(built.models, f"variants/{name}/{built.model.library.name}")
-        variant = replace(built.variant, entries=files)
+        variant = relocated(built.variant, built.draft, self.draft, name)
+        files = variant.entries
         models = {entry: self._model(lowered.program, entry, variant, name) for entry in files}
-        return replace(built, name=name, variant=variant, models=models)
+        return replace(built, name=name, variant=variant, models=models, draft=self.draft.path)
 
     def _build(self, program: Program, name: str, role: str, backend: Backend, target: Target) -> Built:
         self.built += 1
@@ -127,7 +127,7 @@ class Workbench:
             },
         )
         models = {entry: self._model(program, entry, variant, name) for entry in variant.entries}
-        return Built(name, variant, models, tensor_bytes(program), program.decoding)
+        return Built(name, variant, models, tensor_bytes(program), program.decoding, self.draft.path)
 
     def _model(self, program: Program, entry: str, variant: Variant, name: str) -> Model:
         """What a runner of the entry is opened from while it lies in the draft."""

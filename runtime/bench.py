@@ -62,7 +62,7 @@ class BenchResult:
     """What a benchmark measured: candidates in order, the baseline last.
 
     ``inputs``: shape of every input. ``together``: whether all sessions were in memory at once.
-    ``peak_rss``: greatest resident memory of the process, bytes.
+    ``peak_rss``: greatest resident memory of the process, bytes. ``timings``: of every call.
     """
 
     candidates: tuple[Measured, ...]
@@ -70,6 +70,7 @@ class BenchResult:
     conditions: Conditions
     together: bool
     peak_rss: int
+    timings: Timings
 
     @property
     def latency(self) -> Latency:
@@ -82,8 +83,9 @@ class BenchResult:
         return self.candidates[0].speedup
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json.dumps``."""
+        """Plain data for ``json.dumps``, without the single calls."""
         data: dict[str, Any] = to_json(self)
+        del data["timings"]
         return data
 
 
@@ -126,7 +128,7 @@ def bench(
         for c in candidates
     )
     shapes = {name: tuple(array.shape) for name, array in inputs.items()}
-    return BenchResult(measured, shapes, before, together, peak_rss())
+    return BenchResult(measured, shapes, before, together, peak_rss(), timings)
 
 
 Opened = dict[str, tuple[float, float]]

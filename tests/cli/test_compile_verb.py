@@ -17,7 +17,7 @@ from support.command_line import Call
 
 REPORT_KEYS = {
     "schema", "model", "target", "stages", "passes", "waterfall", "layers", "ops", "nodes", "error",
-    "latency", "sizes", "budget", "notes", "dry_run", "output",
+    "latency", "sizes", "budget", "choice", "notes", "dry_run", "output",
 }  # fmt: skip
 DRY_KEYS = {"schema", "dry_run", "model", "target", "passes", "ops", "nodes", "unsupported"}
 PASS_KEYS = {"name", "changed", "hits", "declined", "seconds", "reverted"}

@@ -16,7 +16,7 @@ from miaotui.cli.app import app
 from miaotui.compiler.codegen.native.backend import NativeBackend
 from miaotui.compiler.errors import ToolError, UnsupportedError
 from miaotui.driver import candidates, choice
-from miaotui.runtime.timing import Speedup
+from miaotui.runtime.timing import Timings
 from typer.testing import CliRunner
 
 
@@ -46,14 +46,19 @@ def compiled(folder: Path, **options: Any) -> miaotui.Executable:
 
 def measured(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
     """Let the two backends be as fast as it says; everything else is as it is."""
-    race = choice.race
+    contest = choice.contest
 
-    def raced(*arguments: Any, **options: Any) -> Any:
-        found = race(*arguments, **{**options, "seconds": 0.1})
-        speed = Speedup(ratio, ratio, ratio, "inconclusive")
-        return replace(found, candidates=(replace(found.candidates[0], speedup=speed), *found.candidates[1:]))
+    def contested(*arguments: Any, **options: Any) -> Any:
+        found = contest(*arguments, **{**options, "seconds": 0.1})
+        rounds = {"native": ((1e-3,),) * 8, "ort": ((ratio * 1e-3,),) * 8}
+        return replace(found, timings=Timings(rounds))
 
-    monkeypatch.setattr(choice, "race", raced)
+    monkeypatch.setattr(choice, "contest", contested)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIAOTUI_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(("ratio", "kept"), [(1.4, "cpu-native"), (0.7, "cpu-ort")])
@@ -64,12 +69,40 @@ def test_the_faster_one_is_kept_and_the_other_leaves_nothing(
     with compiled(tmp_path / "m", timing=0.1) as executable:
         assert set(executable.manifest.variants) == {kept, "source"}
         assert executable.manifest.default == kept
-        assert f"cpu-native is {ratio:.2f}× as fast as cpu-ort" in executable.report["notes"]
+        chosen = executable.report["choice"]
+        assert f"cpu-{chosen['kept']}" == kept and not chosen["cached"]
+        rows = {row["backend"]: row for row in chosen["candidates"]}
+        assert rows["native"]["seconds"] == pytest.approx(1e-3)
+        assert rows["ort"]["seconds"] == pytest.approx(ratio * 1e-3)
+        loser = "ort" if chosen["kept"] == "native" else "native"
+        assert rows[loser]["state"] == "slower" and rows[loser]["ratio"] < 1
+        assert rows["tvm"]["state"] == "left out" and "ONNX Runtime" in rows["tvm"]["why"]
         assert executable.report["latency"] is not None
         y = Encoder().eval()(torch.from_numpy(X)).detach().numpy()
         np.testing.assert_allclose(next(iter(executable.run(first(executable)).values())), y, atol=1e-5)
     folders = {path.name for path in (tmp_path / "m" / "variants").iterdir()}
     assert folders == {kept, "source"}
+
+    monkeypatch.setattr(choice, "contest", lambda *_, **__: pytest.fail("measured again"))
+    with compiled(tmp_path / "again", timing=0.1) as executable:
+        again = executable.report["choice"]
+        assert again == {**chosen, "cached": True} and executable.manifest.default == kept
+        assert executable.report["latency"] is not None
+
+
+def test_a_decision_that_does_not_work_any_more_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, 1.4)
+    compiled(tmp_path / "m", timing=0.1).close()
+
+    def refused(self: NativeBackend, *arguments: Any) -> Any:
+        raise ToolError("gcc", "was removed")
+
+    monkeypatch.setattr(NativeBackend, "build", refused)
+    with compiled(tmp_path / "m", timing=0.1) as executable:
+        assert executable.report["choice"]["kept"] == "ort" and not executable.report["choice"]["cached"]
+        assert any("native was the fastest before, and is not now" in n for n in executable.report["notes"])
 
 
 def first(executable: miaotui.Executable) -> dict[str, Any]:
