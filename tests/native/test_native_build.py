@@ -11,8 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from miaotui.compiler.codegen import isa as targets
 from miaotui.compiler.codegen.isa import ISAS, can_run, isa_of
-from miaotui.compiler.codegen.native import targets, toolchain
+from miaotui.compiler.codegen.native import toolchain
 from miaotui.compiler.codegen.native.library import BASELINE, CODE, WEIGHTS
 from miaotui.compiler.codegen.native.toolchain import FLAGS, QUIET, Toolchain, find_toolchain
 from miaotui.compiler.errors import CompileError, OptionError, ToolError
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "native_chat.c"
 ZIG = Toolchain((sys.executable, "-m", "ziglang", "cc"))
 X86 = [name for name, isa in ISAS.items() if isa.machine == "x86_64"]
+FLOATS = ("x86-64", "x86-64-v3", "x86-64-v4")
+"""The others add products of narrow numbers, which fp32 has none of."""
 
 needs_zig = pytest.mark.skipif(find_spec("ziglang") is None, reason="ziglang is not installed")
 
@@ -51,8 +54,9 @@ def test_every_arch_that_options_take_has_flags() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-@pytest.mark.parametrize("name", X86)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "int4") for name in X86), *((name, "fp32") for name in FLOATS)]
+)
 def test_every_instruction_set_gives_the_same_tokens(
     llama: Callable[[Precision], Path], tmp_path: Path, name: str, precision: Precision
 ) -> None:
@@ -103,11 +107,11 @@ def test_aarch64_gives_the_same_tokens_under_qemu(llama: Callable[[Precision], P
     ]
     subprocess.run([*command, f"-I{folder}/include", *sources, "-o", str(program)], check=True, timeout=600)
     expected = tiny_llama.clear_tokens(tiny_llama.model(llama("int4"), "int4"), "int4")
-    run = ["qemu-aarch64", "-cpu", "max", str(program), str(folder / WEIGHTS), "24"]
+    run = ["qemu-aarch64", "-cpu", "max", str(program), str(folder / WEIGHTS), "12"]
     prompt = " ".join(map(str, tiny_llama.PROMPT))
     done = subprocess.run(run, input=prompt, capture_output=True, text=True, timeout=300, check=False)
     found = [int(word) for word in done.stdout.split()]
-    assert len(found) == 24 and found[: len(expected)] == expected, done.stderr
+    assert len(found) == 12 and found == expected[:12], done.stderr
     weak = [*run[:1], "-cpu", "cortex-a53", *run[3:]]
     done = subprocess.run(weak, input=prompt, capture_output=True, text=True, timeout=300, check=False)
     assert (
@@ -236,7 +240,7 @@ def sanitized() -> dict[str, str]:
     return {**os.environ, **options, "LD_PRELOAD": ":".join(paths), "OMP_NUM_THREADS": "1"}
 
 
-SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -O1 -g"
+SANITIZE = " ".join(("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", *quick()))
 
 
 @pytest.mark.slow
