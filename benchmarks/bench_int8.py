@@ -81,11 +81,11 @@ def embedding(outputs: Any) -> Array:
 
 
 def nearness(run: Callable[[Sample], Any], wanted: Sequence[Array], samples: Sequence[Sample]) -> str:
-    """Cosine with the source's embeddings, and the greatest scaled error."""
+    """Cosine with the source's embeddings, mean and least, and the greatest scaled error: two cells."""
     found = [embedding(run(sample)) for sample in samples]
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(found, wanted, strict=True)]
     error = max(np.abs(a - b).max() / max(1.0, np.abs(b).max()) for a, b in zip(found, wanted, strict=True))
-    return f"cosine {np.mean(cosines):.5f} (least {np.min(cosines):.5f}), scaled error {error:.3f}"
+    return f"{np.mean(cosines):.5f}, {np.min(cosines):.5f} | {error:.3f}"
 
 
 def static_int8(path: Path, samples: Sequence[Sample]) -> Path:
@@ -152,7 +152,7 @@ def prepare(case: Case, work: Path) -> list[str]:
     dynamic_int8(path)
     static_int8(path, case.calibration)
     with ExitStack() as stack:
-        return [f"{label}: {nearness(run, wanted, case.samples)}" for label, run in runs(case, work, stack)]
+        return [f"{label} | {nearness(run, wanted, case.samples)}" for label, run in runs(case, work, stack)]
 
 
 def runs(case: Case, work: Path, stack: ExitStack) -> Iterator[tuple[str, Callable[[Sample], Any]]]:
@@ -230,13 +230,15 @@ def main() -> None:
     if options.part == "accuracy":
         return
     rows = [row for case in chosen for row in raced(case, work)]
-    notes = [f"{case.name}: {note}." for case in chosen for note in told.get(case.name, ())]
+    notes = ["| case | form | cosine with torch, least | scaled error |", "|---|---|---|---|"]
+    notes += [f"| {case.name} | {note} |" for case in chosen for note in told.get(case.name, ())]
     shared.write(
         "int8",
         "8-bit weights and activations on the CPU, one thread",
         rows,
         f"Cosine and error against torch on {SENTENCES} sentences of Python's help topics (MiniLM), on "
-        "random tokens (BERT-base) and on smooth random images (CNNs, random weights). " + " ".join(notes),
+        "random tokens (BERT-base) and on smooth random images (CNNs, random weights).\n\n"
+        + "\n".join(notes),
     )
 
 

@@ -117,8 +117,13 @@ def uniform(rows: Mapping[Group, Sequence[Row]], label: str, head: str) -> dict[
     for group, listed in rows.items():
         by_label = {row.format.label: row for row in listed}
         tied = any("table" in row.format.label for row in listed)
-        chosen[group] = by_label[head if tied else label]
+        chosen[group] = next(by_label[name] for name in finer(head if tied else label) if name in by_label)
     return chosen
+
+
+def finer(label: str) -> list[str]:
+    """The format, and those of smaller blocks, which stand for it where its block divides no row."""
+    return [label, label.replace("g128", "g64"), label.replace("g128", "g32").replace("g64", "g32")]
 
 
 def plot(points: Sequence[Point], path: Path) -> None:

@@ -83,20 +83,31 @@ class Histogram:
         width = (self.high - self.low) / BINS
         return self.low + first * width, self.low + (last + 1) * width
 
+    def _without_zeros(self) -> Array:
+        """The counts, with no more in the bin that zero is in than in the fuller of those beside it."""
+        counts = self.counts.copy()
+        at = int(-self.low / (self.high - self.low) * BINS)
+        if 0 <= at < BINS:
+            beside = np.concatenate([counts[max(0, at - 1) : at], counts[at + 1 : at + 2]])
+            counts[at] = min(counts[at], beside.max())
+        return counts
+
     def least_divergence(self) -> tuple[float, float]:
         """The range whose 256 levels tell least wrong about the distribution, by Kullback-Leibler divergence.
 
         Candidates reach ever further from zero, on both sides as far as there are values; what lies outside
-        counts to the last bin. Source: TensorRT's entropy calibration (Migacz, GTC 2017).
+        counts to the last bin. Zeros, which every range gives exactly, count as often as what lies beside
+        them: a ReLU makes most values zero. Source: TensorRT's entropy calibration (Migacz, GTC 2017).
         """
         zero = int(np.clip(round(-self.low / (self.high - self.low) * BINS), 0, BINS))
+        counts = self._without_zeros()
         best = np.inf, (self.low, self.high)
         width = (self.high - self.low) / BINS
         for reach in np.linspace(_LEVELS // 2, max(zero, BINS - zero), 96).astype(int):
             first, last = max(0, zero - int(reach)), min(BINS, zero + int(reach))
             if last - first < _LEVELS:
                 continue
-            found = divergence(self.counts, first, last)
+            found = divergence(counts, first, last)
             if found < best[0]:
                 best = found, (self.low + first * width, self.low + last * width)
         return best[1]
