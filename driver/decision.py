@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..runtime.timing import Timings
 
-State: TypeAlias = Literal["kept", "slower", "failed", "left out"]
+State: TypeAlias = Literal["kept", "slower", "as fast", "failed", "left out"]
 
 MARGIN = 0.98
 """A candidate is slower than another if its speedup over it is, with 95 % confidence, below this."""
@@ -77,8 +77,9 @@ def decided(timings: Timings, order: Sequence[str]) -> tuple[Outcome, ...]:
             outcomes.append(Outcome(name, "kept", seconds=median, ratio=1.0, low=1.0, high=1.0))
             continue
         gain = timings.speedup(name, kept)
-        why = "" if is_slower(timings, name, kept) else TIE
-        outcomes.append(Outcome(name, "slower", why, median, gain.ratio, gain.low, gain.high))
+        state: State = "slower" if is_slower(timings, name, kept) else "as fast"
+        why = TIE if state == "as fast" else ""
+        outcomes.append(Outcome(name, state, why, median, gain.ratio, gain.low, gain.high))
     return tuple(outcomes)
 
 
