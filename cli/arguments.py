@@ -73,6 +73,15 @@ Rank: TypeAlias = Annotated[
 Cache: TypeAlias = Annotated[
     str, _option("--cache", panel=MODEL, metavar="auto|fp32|fp16|int8", help="What the KV cache is kept in.")
 ]
+Tune: TypeAlias = Annotated[
+    int,
+    _option(
+        "--tune",
+        panel=MODEL,
+        metavar="TRIALS",
+        help="Schedules TVM measures for each kernel.",
+    ),
+]
 Calib: TypeAlias = Annotated[
     str | None,
     _option(
@@ -192,6 +201,7 @@ def compile_options(
     sparsity: str | None,
     rank: float | None,
     cache: str,
+    tune: int,
     calib: str | None,
     budget: float | None,
     goal: str,
@@ -218,6 +228,7 @@ def compile_options(
         sparsity=sparsity,
         rank=rank,
         cache=cache,  # type: ignore[arg-type]
+        tune=tune,
         calib=calib,
         budget=budget,
         goal=goal,  # type: ignore[arg-type]

@@ -165,12 +165,31 @@ def _show(summary: dict[str, Any], *, everything: bool) -> None:
         tables.put(console, made)
         sizes = ", ".join(f"{name} {tables.megabytes(size)}" for name, size in summary["sizes"].items())
         console.print(f"* runs unless another is named; on disk: {sizes}", style="dim")
+    _show_kernels(summary)
     console.print()
     if summary["kind"] == "model":
         tables.put(console, tables.counted(summary["ops"]["before"], everything=everything))
     else:
         counts = summary["ops"]
         tables.put(console, tables.operators(counts["before"], counts["after"], everything=everything))
+
+
+def _show_kernels(summary: dict[str, Any]) -> None:
+    """Kernels for a GPU: registers of a thread, shared memory of a block, registers that did not fit."""
+    import json
+
+    from . import tables
+
+    for name, variant in summary["variants"].items():
+        found = json.loads(variant["settings"].get("kernels", "[]"))
+        if not found:
+            continue
+        made = tables.table("kernel", "arch", ">registers", ">shared", ">spilled", title=name)
+        for kernel in found:
+            sizes = (kernel[key] for key in ("registers", "shared", "spilled"))
+            made.add_row(kernel["name"], kernel["arch"], *map(str, sizes))
+        stdout().print()
+        tables.put(stdout(), made)
 
 
 def _signature(specs: list[dict[str, Any]], state: set[str]) -> str:

@@ -100,6 +100,7 @@ def _asked_by() -> dict[str, list[str]]:
     offered = {f"--sparsity {p}": CompileOptions(sparsity=p if p == "2:4" else f"{p}:0.5") for p in PATTERNS}
     offered["--rank"] = CompileOptions(rank=0.5)
     offered["--cache"] = CompileOptions(backend="native", cache="int8")
+    offered["--tune"] = CompileOptions(backend="tvm", tune=1)
     found: dict[str, list[str]] = {}
     for flag, options in offered.items():
         for spec in asked(options):

@@ -169,7 +169,8 @@ class CompileOptions:
     ``convert-fp16{keep=Softmax}``). ``sparsity``: patterns of zeros and what to remove, ``block:0.8``,
     ``2:4``, ``0.5`` (anywhere), ``channels:0.3``, ``heads:0.25``, several joined by commas. ``rank``: of the
     factors of linear weights, as a share of the rank at which they are as large as the weight. ``cache``:
-    what the KV cache is kept in. ``calib``: an ``.npz`` of inputs or a text file, to measure activations on.
+    what the KV cache is kept in. ``tune``: schedules TVM may measure for each kernel, 0 for none. ``calib``:
+    an ``.npz`` of inputs or a text file, to measure activations on.
     ``budget``: greatest error allowed against the source: scaled error, for language models with approximated
     weights mean KL; ``goal``: what the choice of weights' formats within it minimizes. ``threads``: intra-op
     threads for timing (default: all cores). ``timing``: seconds the never-slower
@@ -189,6 +190,7 @@ class CompileOptions:
     sparsity: str | None = None
     rank: float | None = None
     cache: CacheType = "auto"
+    tune: int = 0
     calib: str | None = None
     budget: float | None = None
     goal: Goal = "speed"
@@ -241,6 +243,9 @@ class CompileOptions:
         if self.backend in ("ort", "ort+tvm") and self.target.device == "cpu" and self.target.arch:
             fact = f"ONNX Runtime chooses its kernels when it runs, not for {self.target.arch}"
             raise OptionError("--target", fact, "use --target cpu, or --backend native")
+        if self.tune < 0 or (self.tune and self.backend not in ("tvm", "auto")):
+            fact = f"{self.tune} trials are for kernels of TVM's, not for --backend {self.backend}"
+            raise OptionError("--tune", fact, "give --backend tvm and a count such as 64")
         if self.rank is not None and not 0 < self.rank < 1:
             raise OptionError("--rank", f"{self.rank} is no share between 0 and 1", "give one such as 0.5")
         if self.sparsity is not None:

@@ -17,6 +17,9 @@ OPSET = 23
 Attention, RMSNormalization and RotaryEmbedding exist from here on.
 """
 
+TRIALS = "miaotui.trials"
+"""Key of an entry model's metadata: schedules that a code generator may measure for each of its kernels."""
+
 Dim: TypeAlias = int | str | None
 """A static size, a named symbol, or unknown."""
 

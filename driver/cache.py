@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..compiler.places import cache_folder
+
 FORMAT = "miaotui cache"
 SCHEMA = 1
 
@@ -26,15 +28,6 @@ class Cached:
     entries: int
     size: int
     written: float
-
-
-def cache_folder() -> Path:
-    """``$MIAOTUI_CACHE``, else ``miaotui`` in the user's cache folder. It need not exist."""
-    if own := os.environ.get("MIAOTUI_CACHE"):
-        return Path(own)
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
-    return base / "miaotui"
 
 
 def key_of(*parts: object) -> str:

@@ -70,7 +70,7 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
 
 
 def asked(options: CompileOptions) -> tuple[str, ...]:
-    """The passes that --sparsity, --rank and --cache stand for, as ``--enable`` would spell them."""
+    """The passes that --sparsity, --rank, --tune and --cache stand for, as ``--enable`` would spell them."""
     found = []
     for pattern, share in parse_sparsity(options.sparsity).items() if options.sparsity else ():
         if pattern in ("heads", "channels"):
@@ -81,6 +81,8 @@ def asked(options: CompileOptions) -> tuple[str, ...]:
     if options.rank is not None:
         bits = {"int8": 8, "int4": 4}.get(options.precision, 32)
         found.append(f"factor-weights{{rank={options.rank},bits={bits}}}")
+    if options.tune and options.backend == "tvm":
+        found.append(f"tune-kernels{{trials={options.tune}}}")
     if options.cache != "auto" and options.backend == "native":
         found.append(f"native-cache{{dtype={options.cache}}}")
     return tuple(found)

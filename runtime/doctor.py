@@ -56,7 +56,7 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Every check, in order; loads no framework, and tries each provider in a process of its own."""
-    return [*_python(), *_core(), *_builds(), *_driver(), *_providers(), *_native(), *_optional()]
+    return [*_python(), *_core(), *_builds(), *_driver(), *_providers(), *_native(), *_tvm(), *_optional()]
 
 
 def _python() -> Iterator[Finding]:
@@ -161,6 +161,21 @@ def _native() -> Iterator[Finding]:
     except CompileError as error:
         [problem] = error.problems
         yield Finding("c compiler", "warn", f"{problem.fact}: no native code", problem.fix)
+
+
+def _tvm() -> Iterator[Finding]:
+    """Whether there is a pair of TVM and its interface that work together."""
+    from ..compiler.codegen.tvm.versions import FIX, check_pair
+    from ..compiler.errors import ToolError
+
+    if _version("apache-tvm") is None:
+        yield Finding("tvm", "ok", "not installed, needed for --backend tvm only", FIX)
+        return
+    try:
+        yield Finding("tvm", "ok", check_pair())
+    except ToolError as error:
+        [problem] = error.problems
+        yield Finding("tvm", "warn", f"{problem.place} {problem.fact}", problem.fix)
 
 
 def _optional() -> Iterator[Finding]:

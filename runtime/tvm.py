@@ -230,6 +230,9 @@ def runtime() -> Any:
 
 
 def _runs_here(model: TvmModel) -> None:
+    if model.target.device != "cpu":
+        fact = f"was compiled for {model.target}, which this runtime has no part for"
+        raise ToolError(model.place, fact, "run its source variant, or compile it with --target cpu")
     from ..compiler.codegen.isa import ISAS, can_run
 
     isa = ISAS.get(model.target.arch)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import onnx_ir as ir
 
 from ...errors import UnsupportedError
 from ...options import Target
-from ...program import Program
+from ...program import TRIALS, Program
 from ...weights import WeightStore
 from ..base import Build
 from .kernels.kernel import Cpu
@@ -24,6 +27,8 @@ LIBRARY = "model.so"
 PARAMETERS = "parameters"
 """Setting: entry → [offset, bytes, dtype, shape] of what its function takes behind its inputs, as JSON."""
 
+KERNELS = "kernels"
+"""Setting: what the assembler says of each kernel on the device, as JSON."""
 
 IN_PLACE = "state.in_place"
 """Setting: past and present of the cache are one tensor."""
@@ -36,7 +41,7 @@ class TvmBackend:
 
     def supports(self, node: ir.Node, target: Target) -> str | None:
         """None if there is a rule for ``node``, else the reason there is none."""
-        return reason_against(node)
+        return reason_against(node, target)
 
     def build(self, program: Program, target: Target, folder: Path, weights: WeightStore) -> Build:
         """Write the library into ``folder``, weights into the shared ``weights``.
@@ -45,20 +50,27 @@ class TvmBackend:
         CompileError naming the reproducer if a pass of TVM's fails.
         """
         from .compile import compiled
+        from .cuda import ahead_of_time
         from .module import module_of
+        from .tuning import tuned
 
-        if problems := refused(program):
+        if problems := refused(program, target):
             raise UnsupportedError.of(problems)
         tvm = require_tvm()
         made_for = tvm.target.Target(spelled(target))
         cpu = Cpu.of(made_for) if target.device == "cpu" else None
         lowered = module_of(tvm, program, cpu)
-        library = compiled(tvm, lowered.module, made_for, 0 if cpu is None else cpu.lanes)
-        library.export_library(str(folder / LIBRARY))
+        trials = int(program.main.metadata_props.get(TRIALS, 0))
+        tuning = None if not trials else partial(tuned, trials=trials, isa=isa_name(target))
+        with nullcontext() if cpu is not None else ahead_of_time(target) as device:
+            library = compiled(tvm, lowered.module, made_for, 0 if cpu is None else cpu.lanes, tuning)
+            library.export_library(str(folder / LIBRARY))
         tables = {entry: [_stored(p, weights) for p in found] for entry, found in lowered.parameters.items()}
         settings = {PARAMETERS: json.dumps(tables, separators=(",", ":"))}
         if program.decoding is not None:
             settings[IN_PLACE] = "1"
+        if device is not None:
+            settings[KERNELS] = json.dumps([asdict(kernel) for kernel in device.kernels])
         if target.device == "cpu":
             settings["isa"] = isa_name(target)
         return Build(dict.fromkeys(program.entries, LIBRARY), settings)

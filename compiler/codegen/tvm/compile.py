@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...errors import CompileError
-from .pipeline import FINISH, FLATTEN, FUSE, relax_passes
+from .pipeline import FINISH, FLATTEN, FUSE, relax_passes, threads_bound
 from .schedule import scheduled
 
 SECONDS = 20.0
@@ -24,8 +24,16 @@ class PassError(CompileError):
     exit_code = 70
 
 
-def compiled(tvm: Any, module: Any, target: Any, lanes: int = 0) -> Any:
+def compiled(
+    tvm: Any,
+    module: Any,
+    target: Any,
+    lanes: int = 0,
+    tuning: Callable[[Any, Any, Any], Any] | None = None,
+) -> Any:
     """An executable of TVM's virtual machine. ``lanes``: floats in a vector of the CPU, 0 on another device.
+
+    ``tuning``: what kernels go through first, ``(tvm, module, target)``.
 
     Raises: PassError naming the pass and its reproducer.
     """
@@ -34,7 +42,11 @@ def compiled(tvm: Any, module: Any, target: Any, lanes: int = 0) -> Any:
     with target:
         for step in relax_passes(FUSE):
             module = applied(tvm, str(step.info.name), step, module)
-        if lanes:
+        if tuning is not None:
+            module = applied(tvm, "tuning", lambda m: tuning(tvm, m, target), module)
+        if not lanes:
+            module = applied(tvm, "dlight", threads_bound(), module)
+        else:
             module = applied(tvm, "schedule", lambda m: scheduled(tvm, m, lanes), module)
         for step in relax_passes((*FLATTEN, *FINISH)):
             module = applied(tvm, str(step.info.name), step, module)

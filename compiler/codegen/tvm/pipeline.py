@@ -7,6 +7,9 @@ from typing import Any
 FUSE = ("LegalizeOps", "AnnotateTIROpPattern", "FoldConstant", "FuseOps", "FuseTIR", "DeadCodeElimination")
 """Operators become kernels, and kernels that follow each other one."""
 
+DLIGHT = ("Matmul", "GEMV", "Reduction", "GeneralReduction", "Fallback")
+"""Schedules for GPUs, the first that fits a kernel."""
+
 FLATTEN = ("RewriteDataflowReshape", "ToNonDataflow", "RemovePurityChecking", "CallTIRRewrite")
 """Views cost nothing from here on, outputs are passed to kernels."""
 
@@ -27,3 +30,11 @@ def relax_passes(names: tuple[str, ...]) -> list[Any]:
     from tvm import relax
 
     return [getattr(relax.transform, name)() for name in names]
+
+
+def threads_bound() -> Any:
+    """The pass that gives every kernel of a GPU its threads: products on tensor cores where they fit."""
+    from tvm.s_tir import dlight
+
+    rules = [getattr(dlight.gpu, name)() for name in DLIGHT]
+    return dlight.ApplyDefaultSchedule(*rules)

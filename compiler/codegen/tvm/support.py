@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ...errors import Problem
+from ...options import Target
 from ...program import Program, dtype_name
 from .rules import rule_of
 
@@ -14,11 +15,13 @@ DTYPES = frozenset(ir.DataType[name] for name in _NAMES.split())
 """Of values that are computed."""
 
 
-def reason_against(node: ir.Node) -> str | None:
+def reason_against(node: ir.Node, target: Target) -> str | None:
     """None if ``node`` can be lowered, else the reason it can't."""
     rule = rule_of(node)
     if rule is None:
         return "TVM has no rule for it"
+    if target.device != "cpu" and node.op_type == "CachedAttention":
+        return "attention over a cache is written for CPUs"
     for value in (*node.inputs, *node.outputs):
         if value is None or (not value.uses() and not value.is_graph_output()):
             continue
@@ -29,11 +32,11 @@ def reason_against(node: ir.Node) -> str | None:
     return rule.reason(node)
 
 
-def refused(program: Program) -> list[Problem]:
+def refused(program: Program, target: Target) -> list[Problem]:
     """Every node of the program that can't be lowered, with the reason."""
     return [
         Problem(f"node {node.name!r} ({node.op_type})", reason)
         for model in program.entries.values()
         for node in model.graph
-        if (reason := reason_against(node)) is not None
+        if (reason := reason_against(node, target)) is not None
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ...base import Pass
+from .tune import TuneKernels
 
-LOWER_TVM: tuple[Pass, ...] = ()
+LOWER_TVM: tuple[Pass, ...] = (TuneKernels(),)
 """In order."""
 
-__all__ = ["LOWER_TVM"]
+__all__ = ["LOWER_TVM", "TuneKernels"]

@@ -30,7 +30,8 @@ def mapped(b: Lowering, function: Scalar, inputs: list[Any], name: str, *, widen
 
     def element(values: list[Any]) -> Any:
         found = function(*map(wide, values))
-        return found.astype(halves[0]) if halves and found.ty.dtype == "float32" else found
+        kind = getattr(getattr(found, "ty", None), "dtype", None)  # a comparison has none yet
+        return found.astype(halves[0]) if halves and kind == "float32" else found
 
     def elementwise(*tensors: Any) -> Any:
         shape = b.broadcast([t.shape for t in tensors])
