@@ -71,8 +71,10 @@ def _attributes(target: Any) -> dict[str, Any]:
 
 
 def _tune(ms: Any, task: Any, database: Any, folder: Path, trials: int, model: str) -> None:
+    # evolution looks at hundreds of candidates for each one it measures: too slow where few are measured
+    strategy = "evolutionary" if model == "xgb" else "replay-trace"
     contexts, weights = ms.relax_integration.extracted_tasks_to_tune_contexts(
-        [task], str(folder), num_threads=1
+        [task], str(folder), strategy=strategy, num_threads=1
     )
     ms.tune.tune_tasks(
         tasks=contexts,
