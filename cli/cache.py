@@ -24,9 +24,10 @@ Do = Annotated[Action, typer.Argument(metavar="ls|clean", help="List its files, 
 
 def cache(action: Do = Action.ls, output_format: a.FormatOption = Format.table) -> None:
     """List or remove what was measured once: sensitivities of weights, by model and calibration data."""
+    from ..compiler.places import cache_folder
     from ..driver import cache as kept
 
-    folder = kept.cache_folder()
+    folder = cache_folder()
     if action is Action.clean:
         files, size = kept.clean()
         if output_format is Format.json:

@@ -71,7 +71,7 @@ def candidates(
     found, refusals = [], []
     for name in names:
         try:
-            chosen = replace(options, backend=name)
+            chosen = replace(options, backend=name, tune=options.tune if name == "tvm" else 0)
             steps = tuple(pipeline(chosen) if passes is None else passes)
         except OptionError as error:  # a pass of the other backend was asked for
             refusals.append(error)
@@ -128,7 +128,7 @@ def _without_tvm(program: Program, options: CompileOptions, inputs: Arrays | Non
         regions = "no weights with blocks of zeros, which its kernels skip"
     if options.narrows or options.target.arch:
         regions = "segments are float32, for the CPU that compiles"
-    found = dict(zip(both, ("" if told.is_plausible else str(told), regions), strict=True))
+    found = dict(zip(both, ("" if told.is_plausible or options.tune else str(told), regions), strict=True))
     if not all(found.values()):
         try:
             check_pair()

@@ -258,6 +258,6 @@ def test_a_thousand_nodes_take_less_than_a_second() -> None:
         value = b.op("Add", value, b.op("Expand", b.op("Gather", value, axes, axis=1), shape))
     b.output(value, "y")
     model = b.model()
-    start = time.perf_counter()
+    start = time.process_time()
     assert facts(model) == ""
-    assert time.perf_counter() - start < 1.0  # 0.15 s on an idle core
+    assert time.process_time() - start < 1.0  # 0.15 s on an idle core

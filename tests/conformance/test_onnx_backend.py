@@ -127,11 +127,12 @@ def test_what_plain_onnxruntime_passes_passes_here(chunk: int, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_what_is_made_for_cuda_is_well_formed(precision: Precision, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "first"), [("fp32", 0), ("fp16", 1)])
+def test_what_is_made_for_cuda_is_well_formed(precision: Precision, first: int, tmp_path: Path) -> None:
+    """Every third case in one precision, every third in the other: most differ in attributes alone."""
     options = CompileOptions(target=Target("cuda"), precision=precision)
     failures = []
-    for case in cases():
+    for case in cases()[first::3]:
         source = tmp_path / "model.onnx"
         source.write_bytes(case.load()[0].SerializeToString())
         try:

@@ -229,9 +229,9 @@ class TestTensors:
         proto = model([node("Add", ["x", "w"], ["y"])], constants={"w": np.ones(3, np.float32)})
         del proto.graph.initializer[0].dims[:]
         proto.graph.initializer[0].dims.extend(dims)
-        start = time.monotonic()
+        start = time.process_time()
         assert "tensor 'w'" in refused_model(proto, tmp_path)
-        assert time.monotonic() - start < 2
+        assert time.process_time() - start < 2
 
     def test_unknown_dtype(self, tmp_path: Path) -> None:
         proto = model([node("Add", ["x", "w"], ["y"])], constants={"w": np.ones(3, np.float32)})

@@ -258,12 +258,12 @@ class TestContradictions:
 
 def test_every_truncation_is_refused_at_once(small, tmp_path):
     path = tmp_path / "cut.gguf"
-    start = time.monotonic()
+    start = time.process_time()
     for length in [*range(0, 4000, 7), *range(4000, len(small), 9973)]:
         path.write_bytes(small[:length])
         with pytest.raises(ModelError):
             read_header(path)
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 30
 
 
 def outcome(path: Path) -> None:

@@ -1,83 +1,74 @@
-"""SmolLM2-135M in fp32: the text that transformers writes, however it is run."""
+"""SmolLM2-135M in fp32: imported and compiled as golden models are, and writes what transformers writes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import miaotui
 import numpy as np
 import pytest
+import torch
+from miaotui.driver import compilation
+from miaotui.frontends.load import load
 from miaotui.runtime.executable import Executable
-from support.models import MODELS, smollm2_gguf
+from support import golden
+from support.models import MODELS, smollm2_tokenizer
 
 PROMPTS = (
     "The capital of France is",
     "one two three four, one two three four, one two",
 )
-COUNT = 256
-
-
-@pytest.fixture(scope="module")
-def source() -> Any:
-    return MODELS["smollm2"].build()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    transformers = pytest.importorskip("transformers")
-    path = smollm2_gguf()
-    return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-
-
-@pytest.fixture(scope="module")
-def executable(source: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executable]:
-    import miaotui
-    import torch
-
-    ids = torch.tensor([[1, 504, 3575, 282, 4649, 314, 7042]])
-    source.config.eos_token_id = None  # both sides write on behind the end of the text
-    folder = tmp_path_factory.mktemp("smollm2") / "smollm2.miaotui"
-    made = miaotui.compile(
-        source, inputs={"input_ids": ids}, output=folder, timing=0.5, keep_source=False, backend="ort"
-    )
-    with made as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def texts(source: Any, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-    """Prompt and greedy continuation in transformers, tokens."""
-    import torch
-
-    made = []
-    for prompt in PROMPTS:
-        ids = tokenizer(prompt)["input_ids"]
-        out = source.generate(
-            torch.tensor([ids]),
-            max_new_tokens=COUNT,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=None,
-            pad_token_id=2,
-        )
-        made.append((ids, out[0, len(ids) :].tolist()))
-    return made
+COUNT = 96
+TOGETHER = 32
 
 
 @pytest.mark.slow
-def test_writes_what_transformers_writes(executable: Executable, source: Any, texts: Any) -> None:
-    """256 greedy tokens; in chunks, a batch, with drafts; logits; one test, for its fixtures take long."""
-    import torch
+def test_equals_transformers_as_imported_as_compiled_and_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One test, one import, one compile: they take long."""
+    model = MODELS["smollm2"]
+    source = model.build()
+    source.config.eos_token_id = None  # both sides write on behind the end of the text
+    inputs = model.inputs(batch=1)
+    imported = load(source, inputs=inputs)
+    golden.equals_at_every_size(model, imported)
+    golden.dimensions_are_dynamic(model, imported)
+    golden.is_sound_and_knows_its_sources(imported)
+    golden.holds_the_framework_s_own_weights(imported)
 
+    monkeypatch.setattr(compilation, "load", lambda *_: imported)
+    with miaotui.compile(
+        source, inputs=inputs, output=tmp_path / "m", timing=0.0, keep_source=False, backend="ort"
+    ) as executable:
+        golden.is_called_like_its_source_and_equals_it(model, source, executable)
+        writes_what_transformers_writes(executable, source)
+
+
+def writes_what_transformers_writes(executable: Executable, source: Any) -> None:
+    """Greedy tokens; in chunks, a batch, with drafts; logits."""
+    tokenizer = smollm2_tokenizer()
+    texts = [(ids, greedy(source, ids)) for ids in (tokenizer(prompt)["input_ids"] for prompt in PROMPTS)]
     for ids, expected in texts:
         assert list(executable.generate(ids, max_tokens=COUNT).ids) == expected
-    prompts, expected = [ids for ids, _ in texts], [text[:32] for _, text in texts]
+    prompts, beginnings = [ids for ids, _ in texts], [text[:TOGETHER] for _, text in texts]
     for options in ({"speculate": 8}, {"rows": 2, "prefill_chunk": 5}):
-        made = executable.generate(prompts, max_tokens=32, **options)
-        assert [list(g.ids) for g in made] == expected, options
-    repeating = executable.generate(prompts[1], max_tokens=32, speculate=8)
+        made = executable.generate(prompts, max_tokens=TOGETHER, **options)
+        assert [list(g.ids) for g in made] == beginnings, options
+    repeating = executable.generate(prompts[1], max_tokens=TOGETHER, speculate=8)
     assert repeating.timings.accepted > 0
     ids = [*texts[0][0], *texts[0][1]]
     with torch.no_grad():
         wanted = source(torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(executable.logits(ids), wanted, atol=2e-3)
+
+
+def greedy(source: Any, ids: list[int]) -> list[int]:
+    """Continuation in transformers."""
+    out = source.generate(
+        torch.tensor([ids]), max_new_tokens=COUNT, do_sample=False, use_cache=True, eos_token_id=None,
+        pad_token_id=2,
+    )  # fmt: skip
+    found: list[int] = out[0, len(ids) :].tolist()
+    return found

@@ -82,3 +82,12 @@ def test_entropy_clips_a_long_tail_but_not_an_even_spread() -> None:
     assert high > 3
     even = histogram(RNG.uniform(-1, 1, 100000)).least_divergence()
     assert even[1] - even[0] > 1.8
+
+
+def test_zeros_of_a_relu_do_not_narrow_the_range_of_least_divergence() -> None:
+    values = np.maximum(np.random.default_rng(0).standard_normal(200_000), 0).astype(np.float32)
+    histogram = Histogram.of(values)
+    assert histogram is not None
+    low, high = histogram.least_divergence()
+    assert low == 0
+    assert high > np.quantile(values, 0.9999)

@@ -19,7 +19,7 @@ from support.numerics import assert_close, run_ort
 from support.random_graphs import Recipe, recipes
 
 EVERY = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True
 )
 PASSES = all_passes()
 FP16 = {"convert-fp16", "convert-bf16", "store-weights"}

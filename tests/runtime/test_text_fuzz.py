@@ -28,7 +28,7 @@ def definitions():
 
 def used(folder) -> None:
     """Everything a tokenizer does, once; a CompileError is a fine end."""
-    start = time.monotonic()
+    start = time.process_time()
     try:
         tokenizer = Tokenizer.open(folder)
         ids = tokenizer.encode(SAMPLE)
@@ -38,7 +38,7 @@ def used(folder) -> None:
         tokenizer.chat([{"role": "user", "content": SAMPLE}])
     except CompileError as error:
         assert str(error)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 JSON = st.recursive(
@@ -110,12 +110,12 @@ WORDS = [
 @FUZZ
 @given(pieces=st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=40))
 def test_any_template(pieces):
-    start = time.monotonic()
+    start = time.process_time()
     try:
         ChatTemplate("".join(pieces), "T").render([{"role": "user", "content": SAMPLE}])
     except CompileError as error:
         assert str(error)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 ATOMS = ["messages", "x", "1", "999999999", "'a'", "[1,'b']", "{'k':2}", "none", "range(9)", "ns", "loop"]
@@ -154,9 +154,9 @@ def test_any_expressions(first, second):
         "{% set ns = namespace(a='b') %}{% set x = " + first + " %}{% for loop_value in [1, 2, 3] %}"
         "{% set ns.a = " + second + " %}{{ ns.a }}{% endfor %}{{ x }}"
     )
-    start = time.monotonic()
+    start = time.process_time()
     try:
         ChatTemplate(source, "T").render([{"role": "user", "content": SAMPLE}])
     except CompileError as error:
         assert str(error)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20

@@ -203,10 +203,10 @@ UNBOUNDED = {
 
 @pytest.mark.parametrize("name", UNBOUNDED)
 def test_template_without_bounds_is_stopped(name):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ModelError):
         rendered(UNBOUNDED[name])
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 REACHING = [

@@ -69,7 +69,7 @@ def gguf_read_once() -> Iterator[None]:
     gguf = importlib.import_module("gguf")
     parts = ("GGUFReader", "get_tensor_name_map")
     kept = {name: functools.cache(getattr(gguf, name)) for name in parts}
-    with patch.multiple(gguf, **kept):
+    with patch.multiple(gguf, **kept):  # type: ignore[call-overload]
         yield
 
 

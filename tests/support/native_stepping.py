@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from miaotui.compiler.ir.evaluate import evaluate
 from miaotui.compiler.options import CompileOptions
-from miaotui.compiler.program import Program
+from miaotui.compiler.program import Decoding, Program
 from miaotui.passes.base import PassContext
 from miaotui.passes.pipeline import stages
 from miaotui.runtime.native import NativeRunner
@@ -25,12 +25,11 @@ from support.stepping import Array, Stepper
 class NativeStepper(Stepper):
     """A Stepper over a native library. ``encode``: its runner for the source text, if it has one."""
 
-    def __init__(self, program: Program, decode: NativeRunner, encode: NativeRunner | None) -> None:
-        assert program.decoding is not None
-        self.decoding, self.encode = program.decoding, encode
+    def __init__(self, decoding: Decoding, decode: NativeRunner, encode: NativeRunner | None = None) -> None:
+        self.decoding, self.encode = decoding, encode
         self.session, self._runner = self, decode
         self.shapes = {spec.name: spec.shape for spec in decode.inputs}
-        self.dtype = next(s.dtype for s in decode.inputs if s.name == program.decoding.state[0].input).numpy()
+        self.dtype = next(s.dtype for s in decode.inputs if s.name == decoding.state[0].input).numpy()
         self.outputs = [spec.name for spec in decode.outputs]
 
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
@@ -49,7 +48,7 @@ def native_stepper(program: Program, folder: Path, threads: int = 1) -> Iterator
     build(small, folder, quick())
     with ExitStack() as stack:
         runners = [stack.enter_context(opened(small, folder, name, threads)) for name in names]
-        yield NativeStepper(small, runners[0], runners[1] if len(runners) > 1 else None)
+        yield NativeStepper(decoding, runners[0], runners[1] if len(runners) > 1 else None)
 
 
 def example(program: Program, entry: str) -> dict[str, np.ndarray[Any, Any]]:

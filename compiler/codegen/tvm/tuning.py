@@ -62,7 +62,7 @@ def _is_tunable(tvm: Any, function: Any) -> bool:
 
 
 def _attributes(target: Any) -> dict[str, Any]:
-    found = {"kind": str(target.kind.name)}
+    found: dict[str, Any] = {"kind": str(target.kind.name)}
     for name in ("mcpu", "mattr", "mtriple"):
         if name in target.attrs:
             value = target.attrs[name]

@@ -97,7 +97,7 @@ def _count(b: Lowering, start: Any, limit: Any, step: Any) -> Any:
     def count(first: Any, last: Any, stride: Any) -> Any:
         def element(i: Any) -> Any:
             a, z, s = (t(*_zeros(t)) for t in (first, last, stride))
-            if first.dtype.startswith("float"):
+            if str(first.dtype).startswith("float"):
                 number = b.tirx.ceil((z - a) / s).astype("int64")
             else:
                 a, z, s = (v.astype("int64") for v in (a, z, s))
