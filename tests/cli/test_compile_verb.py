@@ -59,6 +59,7 @@ class Compiled:
             "why": "--timing is 0",
         },
         "budget": None,
+        "choice": None,
         "ops": {"before": {"MatMul": 6, "Add": 4}, "after": {"MatMul": 2, "Add": 4}},
         "nodes": {"before": 10, "after": 6},
         "error": {"metric": "scaled", "scaled": 2e-7, "tolerance": 1e-4, "reference": "torch 2.13.0"},
