@@ -22,6 +22,9 @@ from .math import ACTIVATIONS
 TILE = 16
 UNROLL = 4
 
+LOOK = 64
+"""Rows of a weight that tell whether it may be sparse at all."""
+
 DENSE = 0.6
 """Share of blocks besides zero from which ONNX Runtime's dense product is about as fast at one row."""
 
@@ -92,10 +95,10 @@ def declines(weight: ir.TensorProtocol, transposed: bool) -> str | None:
     if outputs < TILE or not inputs:
         return f"weight has fewer than {TILE} outputs"
     array = weight.numpy()
-    tiles = array if transposed else array.T
-    tiles = tiles[: outputs // TILE * TILE].reshape(-1, TILE, inputs)
-    for part in (tiles[:4], tiles):  # a look at the first tiles spares reading dense weights
-        share = float(np.any(part != 0, axis=1).mean())
+    for part in (array[:LOOK], array):  # a look at the beginning spares reading dense weights
+        tiles = part if transposed else part.T
+        tiles = tiles[: len(tiles) // TILE * TILE].reshape(-1, TILE, tiles.shape[1])
+        share = float(np.any(tiles != 0, axis=1).mean())
         if share > DENSE:
             return (
                 f"{share:.0%} of its blocks of {TILE} outputs by 1 input are not zero, more than {DENSE:.0%}"
