@@ -159,10 +159,8 @@ class Manifest:
 
     def dumps(self) -> str:
         """The manifest as text, its own hash last."""
-        data = {"format": FORMAT, "schema": SCHEMA, **to_json(self)}
-        return (
-            json.dumps({**data, "sha256": _hash(data)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        data = signed({"format": FORMAT, "schema": SCHEMA, **to_json(self)})
+        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def loads(cls, text: str, place: str) -> Manifest:
@@ -170,17 +168,7 @@ class Manifest:
 
         Raises: ArtifactError if it is not ours, of another schema, edited, or inconsistent.
         """
-        data = _parse(text, place)
-        if data.pop("format", None) != FORMAT:
-            raise ArtifactError(place, "is not the manifest of an executable folder")
-        if (schema := data.get("schema")) != SCHEMA:
-            fact = f"has schema {schema!r}, this version reads {SCHEMA}"
-            raise ArtifactError(place, fact, "upgrade miaotui, or compile the model again")
-        if data.pop("sha256", None) != _hash({"format": FORMAT, **data}):
-            raise ArtifactError(
-                place, "does not match its own hash: it was edited or damaged", "compile the model again"
-            )
-        del data["schema"]
+        data = parse_signed(text, place, FORMAT, SCHEMA, "the manifest of an executable folder")
         manifest = from_json(cls, data, place)
         manifest._check(place)
         return manifest
@@ -218,13 +206,36 @@ def is_inside(name: str) -> bool:
     )
 
 
-def _parse(text: str, place: str) -> dict[str, Any]:
+def signed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` with its own hash last."""
+    return {**data, "sha256": _hash(data)}
+
+
+def parse_signed(text: str, place: str, form: str, schema: int, kind: str) -> dict[str, Any]:
+    """The fields in a signed JSON ``text``, less format, schema and hash; ``kind``: what it should be.
+
+    Raises: ArtifactError if it is not of that format and schema, edited or damaged.
+    """
+    data = _parse(text, place, kind)
+    if data.pop("format", None) != form:
+        raise ArtifactError(place, f"is not {kind}")
+    if (found := data.get("schema")) != schema:
+        fact = f"has schema {found!r}, this version reads {schema}"
+        raise ArtifactError(place, fact, "upgrade miaotui, or compile the model again")
+    if data.pop("sha256", None) != _hash({"format": form, **data}):
+        fact = "does not match its own hash: it was edited or damaged"
+        raise ArtifactError(place, fact, "compile the model again")
+    del data["schema"]
+    return data
+
+
+def _parse(text: str, place: str, kind: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(place, f"is no JSON: {error}", "compile the model again") from None
     if not isinstance(data, dict):
-        raise ArtifactError(place, "is not the manifest of an executable folder")
+        raise ArtifactError(place, f"is not {kind}")
     return data
 
 
