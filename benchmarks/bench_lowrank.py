@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -93,24 +92,43 @@ def forms() -> Mapping[str, tuple[str, ...]]:
     }
 
 
+DECODERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("native", "fp32", ()), ("ort", "fp32", ()), ("native", "int4", ("quantize-weights{bits=4,method=rtn}",))
+)  # fmt: skip
+"""Backend, name and further passes of SmolLM2's executables; how weights are rounded changes no time."""
+
+
+def folder_of(model: str, backend: str, kind: str, form: str) -> Path:
+    return WORK / "lowrank-executables" / f"{model}-{backend}-{kind}-{form.replace(' ', '-')}"
+
+
+def build() -> None:
+    """Every executable that is timed and is not there yet."""
+    minilm_source, smollm2_source = (
+        (minilm(), inputs_of(2, 11)),
+        (hugging_face_folder(WORK / "smollm2"), None),
+    )
+    wanted = [("minilm", minilm_source, backend, "fp32", ()) for backend in BACKENDS]
+    wanted += [("smollm2", smollm2_source, *decoder) for decoder in DECODERS]
+    for model, (source, inputs), backend, kind, further in wanted:
+        for form, asked in forms().items():
+            output = folder_of(model, backend, kind, form)
+            if not output.exists():
+                print(f"  building {output.name}", flush=True)
+                miaotui.compile(
+                    source, inputs, output=output, backend=backend, enable=(*asked, *further),
+                    verify=False, keep_source=False, timing=0.0,
+                ).close()  # fmt: skip
+
+
 def encoder() -> Iterator[Row]:
     """MiniLM on one sentence of TOKENS tokens."""
-    module, inputs = minilm(), inputs_of(1, TOKENS)
+    inputs = inputs_of(1, TOKENS)
     for backend in BACKENDS:
         with ExitStack() as stack:
             made = {
-                form: stack.enter_context(
-                    shared.compiled(
-                        module,
-                        inputs_of(2, 11),
-                        {},
-                        backend=backend,
-                        enable=asked,
-                        timing=0.0,
-                        keep_source=False,
-                    )
-                )
-                for form, asked in forms().items()
+                form: stack.enter_context(miaotui.open(folder_of("minilm", backend, "fp32", form)))
+                for form in forms()
             }
             for threads in shared.thread_counts():
                 runs = {form: partial(exe.runner(threads=threads).run, inputs) for form, exe in made.items()}
@@ -120,39 +138,21 @@ def encoder() -> Iterator[Row]:
 def decoder() -> Iterator[Row]:
     """SmolLM2 in float32 and in 4 bits: a prompt, and tokens behind a short one."""
     ids = [7 + index * 37 % 4000 for index in range(PROMPT)]
-    source = hugging_face_folder(WORK / "smollm2")
-    for backend, precision in (("native", "fp32"), ("ort", "fp32"), ("native", "int4")):
-        with tempfile.TemporaryDirectory() as folder:
-            for index, asked in enumerate(forms().values()):
-                options: dict[str, Any] = {
-                    "enable": asked,
-                    "verify": False,
-                    "keep_source": False,
-                    "timing": 0.0,
-                }
-                output = f"{folder}/{index}"
-                miaotui.compile(
-                    source, output=output, backend=backend, precision=precision, **options
-                ).close()
-            for threads in shared.thread_counts():
-                engines = {
-                    form: Ours(Path(folder, str(index)), threads, 2 * PROMPT)
-                    for index, form in enumerate(forms())
-                }
-                prefill: dict[str, Callable[[], Any]] = {
-                    f: partial(e.prefill, ids) for f, e in engines.items()
-                }
-                decode: dict[str, Callable[[], Any]] = {
-                    f: partial(written, e, ids) for f, e in engines.items()
-                }
-                name = f"SmolLM2 {precision}"
-                yield from raced(f"{name}, prompt of {PROMPT}", backend, threads, prefill)
-                yield from raced(f"{name}, {NEW} tokens behind {NEAR}", backend, threads, decode)
-                del engines, prefill, decode
+    for backend, kind, _ in DECODERS:
+        for threads in shared.thread_counts():
+            engines = {
+                form: Ours(folder_of("smollm2", backend, kind, form), threads, 2 * PROMPT) for form in forms()
+            }
+            prefill: dict[str, Callable[[], Any]] = {f: partial(e.prefill, ids) for f, e in engines.items()}
+            decode: dict[str, Callable[[], Any]] = {f: partial(written, e, ids) for f, e in engines.items()}
+            name = f"SmolLM2 {kind}"
+            yield from raced(f"{name}, prompt of {PROMPT}", backend, threads, prefill)
+            yield from raced(f"{name}, {NEW} tokens behind {NEAR}", backend, threads, decode)
+            del engines, prefill, decode
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, "build")
     if options.part in ("accuracy", "all"):
         lines = [
             *accuracy(options.windows, options.threads, options.known),
@@ -162,6 +162,8 @@ def main() -> None:
             *declined(),
         ]
         store("lowrank-accuracy", "What low rank costs real weights", lines)
+    if options.part != "accuracy":
+        build()
     if options.part in ("timing", "all"):
         rows: Sequence[Row] = [*encoder(), *decoder()]
         lines = ["Factored by force; before and after interleaved in one process.", "", *timing_table(rows)]

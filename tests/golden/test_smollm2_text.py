@@ -19,8 +19,8 @@ PROMPTS = (
     "The capital of France is",
     "one two three four, one two three four, one two",
 )
-COUNT = 96
-TOGETHER = 32
+COUNT = 64
+TOGETHER = 24
 
 
 @pytest.mark.slow
