@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from miaotui.compiler.codegen.base import Build
 from miaotui.compiler.codegen.tvm.backend import PARAMETERS, TvmBackend
 from miaotui.compiler.ir.evaluate import evaluate
 from miaotui.compiler.manifest import Entry
@@ -19,8 +20,17 @@ from miaotui.runtime.tvm import TvmModel, TvmRunner
 
 def opened(program: Program, folder: Path, entry: str = "main", threads: int = 1) -> TvmRunner:
     """A runner of one entry of the program, built in ``folder``."""
+    return runner(program, built(program, folder), folder, entry, threads)
+
+
+def built(program: Program, folder: Path, target: Target | None = None) -> Build:
+    """The program's library in ``folder``."""
     with WeightStore(folder / "weights.bin") as weights:
-        build = TvmBackend().build(program, Target("cpu"), folder, weights)
+        return TvmBackend().build(program, target or Target("cpu"), folder, weights)
+
+
+def runner(program: Program, build: Build, folder: Path, entry: str = "main", threads: int = 1) -> TvmRunner:
+    """A runner of one entry of what was built in ``folder``."""
     decoding = program.decoding if program.decoding and program.decoding.entry == entry else None
     return TvmModel(
         library=folder / build.entries[entry],

@@ -60,7 +60,7 @@ class TvmBackend:
         made_for = tvm.target.Target(spelled(target))
         cpu = Cpu.of(made_for) if target.device == "cpu" else None
         lowered = module_of(tvm, program, cpu)
-        trials = int(program.main.metadata_props.get(TRIALS, 0))
+        trials = max(int(m.metadata_props.get(TRIALS, 0)) for m in program.entries.values())
         tuning = None if not trials else partial(tuned, trials=trials, isa=isa_name(target))
         with nullcontext() if cpu is not None else ahead_of_time(target) as device:
             library = compiled(tvm, lowered.module, made_for, 0 if cpu is None else cpu.lanes, tuning)

@@ -57,7 +57,7 @@ def attention(shape: Shape, cpu: Cpu) -> Any:
         with b.parallel(batch * shape.heads) as row, b.serial(tokens) as t:
             n, h = row // shape.heads, row % shape.heads
             if lengths is not None:
-                last = lengths[n] + t + 1
+                last = b.ir.min(lengths[n] + t + 1, keys)
             else:
                 last = keys if shape.seen == "all" else keys - tokens + t + 1
             first: Any = 0

@@ -14,6 +14,7 @@ from ...ir.symbols import Walk
 from ...program import dim_of, dtype_name
 from ...reference import Array
 from .dims import UnknownSizeError, size_of
+from .kernels.build import OPAQUE
 from .kernels.kernel import Cpu
 
 EMBEDDED = 256
@@ -36,7 +37,8 @@ class Lowering:
     """Builds one Relax function. ``tvm`` and its parts are at hand for rules, which import nothing.
 
     ``cpu``: what kernels of our own are written for, None on another device. ``sizes``: name of a dimension →
-    its variable. ``parameters``: weights, in order of their first use.
+    its variable. ``parameters``: weights, in order of their first use. ``asks``: whether sizes are read from
+    tensors while it runs.
     """
 
     def __init__(self, tvm: Any, graph: ir.Graph, builder: Any, cpu: Cpu | None = None) -> None:
@@ -49,6 +51,7 @@ class Lowering:
         self.parameters: list[Parameter] = []
         self.parameter_vars: list[Any] = []
         self.outputs_in_place: dict[ir.Value, Any] = {}
+        self.asks = False
         self._values: dict[ir.Value, Any] = {}
         self._weights: dict[object, Any] = {}
 
@@ -94,7 +97,23 @@ class Lowering:
 
     def constant(self, array: Array) -> Any:
         """A constant that lies in the library."""
+        if not array.size:
+            return self.empty(array.shape, str(array.dtype))
         return self.relax.const(self.tvm.runtime.tensor(array.copy(order="C")))
+
+    def empty(self, shape: Sequence[Any], dtype: str) -> Any:
+        """A tensor without elements.
+
+        It counts as made of an input, lest TVM fold it into a constant: it can't read empty ones back.
+        """
+        zero = self.const(0, dtype)
+        inputs = [self._values[v] for v in self.graph.inputs[:1] if v in self._values]
+        return self.compute(
+            lambda sizes, *_: self.te.compute(sizes, lambda *i: zero, name="empty"),
+            self.prims(shape),
+            *inputs,
+            name="empty",
+        )
 
     # sizes and integers
 
@@ -164,8 +183,11 @@ class Lowering:
         rank = self.shape(sizes)
         if not rank:
             sizes = self.emit(self.relax.op.reshape(sizes, self.relax.ShapeExpr([1])))
-        found = self.emit(self.relax.op.tensor_to_shape(sizes))
         count = rank[0] if rank else 1
+        # with a call that is not pure a block ends: fusion moves no kernel before the sizes it needs
+        read, kind = self.relax.ExternFunc("vm.builtin.tensor_to_shape"), self.relax.ShapeType(ndim=count)
+        found = self.emit(self.relax.Call(read, [sizes], ty_args=[kind]))
+        self.asks = True
         dims = [None] * count if value is None or value.shape is None else [dim_of(d) for d in value.shape]
         names = [d if isinstance(d, str) and d not in self.sizes else f"size_{i}" for i, d in enumerate(dims)]
         made = [self.tirx.Var(name, "int64") for name in names]
@@ -192,7 +214,10 @@ class Lowering:
 
         ``arguments``: Relax expressions arrive as te tensors, sizes as what they are inside the function.
         """
-        return self.builder.emit_te(function, *arguments, primfunc_name_hint=name or function.__name__)
+        named: dict[str, Any] = {"primfunc_name_hint": name or function.__name__}
+        if self.cpu is not None and any(_is_bfloat16(argument) for argument in arguments):
+            named["primfunc_attrs"] = {"op_pattern": OPAQUE}  # see cast
+        return self.builder.emit_te(function, *arguments, **named)
 
     def call(self, function: Any, inputs: Sequence[Any], shape: Sequence[Any], dtype: str) -> Any:
         """The output of a kernel."""
@@ -214,15 +239,20 @@ class Lowering:
 
     def cast(self, x: Any, dtype: str) -> Any:
         """A number inside a tensor expression as ``dtype``."""
-        if x.ty.dtype != "bfloat16" or dtype == "bfloat16":
+        if x.ty.dtype != "bfloat16" or dtype == "bfloat16" or self.cpu is None:
             return x.astype(dtype)
-        # TVM's own cast is wrong inside a Let, where it takes the bits for an integer
+        # TVM's own cast is wrong inside a Let, where it takes the bits for an integer. What it fuses it keeps
+        # as float32, which has other bits: so nothing is fused to what reads bfloat16.
         bits = self.tirx.reinterpret("uint16", x).astype("uint32") << self.tirx.const(16, "uint32")
         return self.tirx.reinterpret("float32", bits).astype(dtype)
 
     def const(self, number: float, dtype: str) -> Any:
         """A number inside a tensor expression."""
         return self.tirx.const(number, dtype)
+
+
+def _is_bfloat16(argument: Any) -> bool:
+    return getattr(getattr(argument, "ty", None), "dtype", None) == "bfloat16"
 
 
 def dtype_of(dtype: ir.DataType | None) -> str:

@@ -58,7 +58,7 @@ def _function(
         inputs.append(var)
     # the weights are known only once all nodes are lowered: their variables are declared behind the body
     builder.begin_scope(inputs)
-    builder._begin_dataflow_block()
+    builder._begin_binding_block()
     absorbed: set[ir.Node] = set()
     for node in graph:
         b.walk.visit(node)
@@ -68,11 +68,11 @@ def _function(
             absorbed.update(layer.nodes)
         elif node not in absorbed:
             _lower(b, node)
-    results = [builder.emit_output(b.value(v)) for v in graph.outputs if v.name not in kept]
+    results = [builder.emit(b.value(v)) for v in graph.outputs if v.name not in kept]
     block = builder._end_block()
     body = builder.normalize(relax.SeqExpr([block], relax.Tuple(results)))
     builder.end_scope()
-    function = relax.Function([*inputs, *b.parameter_vars], body, body.ty, is_pure=True)
+    function = relax.Function([*inputs, *b.parameter_vars], body, body.ty, is_pure=not b.asks)
     function = function.with_attr("global_symbol", entry)
     builder.add_func(function, entry)
     return b.parameters

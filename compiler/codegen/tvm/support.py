@@ -20,8 +20,10 @@ def reason_against(node: ir.Node, target: Target) -> str | None:
     rule = rule_of(node)
     if rule is None:
         return "TVM has no rule for it"
-    if target.device != "cpu" and node.op_type == "CachedAttention":
-        return "attention over a cache is written for CPUs"
+    if target.device == "cpu" and node.op_type == "CachedAttention":
+        halves = [v for v in node.inputs[:5] if v is not None and v.dtype != ir.DataType.FLOAT]
+        if halves:
+            return f"{halves[0].name!r} is no float32, which attention over a cache is written in for CPUs"
     for value in (*node.inputs, *node.outputs):
         if value is None or (not value.uses() and not value.is_graph_output()):
             continue

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-_OPAQUE = 8
+OPAQUE = 8
 """``op_pattern`` of what no other operator is fused into."""
 
 
@@ -112,7 +112,7 @@ def prim_func(name: str, body: Callable[[Body], None], **attributes: Any) -> Any
 
     with IRBuilder() as builder, ir.prim_func():
         ir.func_name(name)
-        fixed = {"tirx.is_scheduled": True, "tirx.noalias": True, "op_pattern": _OPAQUE}
+        fixed = {"tirx.is_scheduled": True, "tirx.noalias": True, "op_pattern": OPAQUE}
         ir.func_attr({"global_symbol": name, **fixed, **attributes})
         body(Body(ir))
     return builder.get()

@@ -154,11 +154,11 @@ class Device(Body):
         places = (left.data, i, right.data, j, sums.data, k)
         self.ir.evaluate(PTXLegacyNamespace().mma(*shape, *places, False, dtype="float32"))
 
-    def over_row(self, value: Any, join: Callable[[Any, Any], Any]) -> Any:
-        """``join`` of a row's numbers, which four threads side by side hold: in each. ``value``: [1]."""
+    def over_row(self, value: Any, join: Callable[[Any, Any], Any], threads: int = 4) -> Any:
+        """``join`` of a row's numbers, which ``threads`` side by side hold: in each. ``value``: [1]."""
         from tvm.backend.cuda.op import cuda_func_call
 
-        for mask in (1, 2):
+        for mask in (1 << bit for bit in range(threads.bit_length() - 1)):
             other = cuda_func_call(
                 "from_lane_xor", value[0], mask, source_code=_SHUFFLE, return_type="float32"
             )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 
 from .. import flash
+from ..indices import checked
+from ..kernels import cuda_cached
+from ..kernels.cuda_attention import Heads
 from ..lowering import Lowering, Rule, given
 from . import functions as f
 from .broadcast import read
@@ -176,32 +180,45 @@ def by_kernel(
 def _cached(b: Lowering, node: ir.Node) -> Any:
     query, key, value, past_key, past_value, lengths = (b.value(v) for v in node.inputs[:6])
     bias = given(node, 6)
-    scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(b.shape(query)[3])
+    fixed: dict[str, Any] = {
+        "scale": node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(b.shape(query)[3]),
+        "softcap": node.attributes.get_float("softcap", 0.0),
+        "window": node.attributes.get_int("window", 0),
+    }
     keys, values = (
-        b.in_place(flash.write_cache(b.shape(new)[1], b.shape(new)[3], new.ty.dtype), [new, lengths, past], 2)
+        b.in_place(_cache_writer(b, new), [new, lengths, past], 2)
         for new, past in ((key, past_key), (value, past_value))
     )
-    out = by_kernel(
-        b,
-        query,
-        keys,
-        values,
-        lengths,
-        None if bias is None else b.value(bias),
-        scale=scale,
-        softcap=node.attributes.get_float("softcap", 0.0),
-        seen="cached",
-        window=node.attributes.get_int("window", 0),
-    )
-    return [out, keys, values]
+    added = None if bias is None else b.value(bias)
+    attend = _cached_on_device if b.cpu is None else partial(by_kernel, seen="cached")
+    return [attend(b, query, keys, values, lengths, added, **fixed), keys, values]
 
 
-def _needs_floats(node: ir.Node) -> str | None:
-    for index in (0, 3, 4):
-        value = node.inputs[index]
-        if value is not None and value.dtype != ir.DataType.FLOAT:
-            return f"{value.name!r} is no float32"
-    return None
+def _cache_writer(b: Lowering, new: Any) -> Any:
+    heads, size = b.shape(new)[1], b.shape(new)[3]
+    if b.cpu is None:
+        return cuda_cached.cache_write(heads, size, str(new.ty.dtype)).function
+    return flash.write_cache(heads, size, new.ty.dtype)
+
+
+def _cached_on_device(
+    b: Lowering, query: Any, key: Any, value: Any, lengths: Any, bias: Any, **fixed: Any
+) -> Any:
+    batch, count, tokens, size = b.shape(query)
+    heads = Heads(count, b.shape(key)[1], size, b.shape(value)[3])
+    ones = None if bias is None else tuple(isinstance(s, int) and s == 1 for s in b.shape(bias))
+    dtype = str(query.ty.dtype)
+    kernel = cuda_cached.cached_attention(heads, dtype, cuda_cached.Scores(**fixed, bias=ones))
+    inputs = [query, key, value, lengths]
+    if bias is not None:
+        inputs.append(mapped(b, lambda x: b.cast(x, "float32"), [bias], "bias"))
+    return b.call(kernel.function, inputs, [batch, count, tokens, heads.value_size], dtype)
+
+
+def _of_one_dtype(node: ir.Node) -> str | None:
+    dtypes = {v.dtype for v in node.inputs[:5] if v is not None}
+    fitting = len(dtypes) == 1 and dtypes <= {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    return None if fitting else "its queries and its cache are not of one floating dtype"
 
 
 def _only_output(node: ir.Node) -> str | None:
@@ -224,6 +241,7 @@ def _rotary(b: Lowering, node: ir.Node) -> Any:
     else:
         source = transposed(b, source, [0, 2, 1, 3])
     turned = b.shape(cos)[-1]
+    places = [] if ids is None else [checked(b, node, ids, b.shape(cos)[:1])]
     pairs = bool(node.attributes.get_int("interleaved", 0))
 
     def rotate(x: Any, c: Any, s: Any, *p: Any) -> Any:
@@ -247,12 +265,12 @@ def _rotary(b: Lowering, node: ir.Node) -> Any:
 
         return b.te.compute(x.shape, element, name="rotary")
 
-    found = b.compute(rotate, source, cos, sin, *([] if ids is None else [b.value(ids)]))
+    found = b.compute(rotate, source, cos, sin, *places)
     return reshaped(b, found, [n, t, width]) if flat else transposed(b, found, [0, 2, 1, 3])
 
 
 RULES: dict[str, Rule] = {
     "Attention": Rule(_attention, _only_output),
-    "miaotui.CachedAttention": Rule(_cached, _needs_floats),
+    "miaotui.CachedAttention": Rule(_cached, _of_one_dtype),
     "RotaryEmbedding": Rule(_rotary),
 }

@@ -7,8 +7,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from .. import reducers
 from ..lowering import Lowering, Rule, given
 from .products import accumulator
+from .reductions import reduced, scaled_by
 
 
 def ints(node: ir.Node, name: str, count: int, default: int) -> list[int]:
@@ -169,7 +171,8 @@ def _pool(b: Lowering, node: ir.Node) -> Any:
     def pool(x: Any, out: Any, frame: Any) -> Any:
         wide = accumulator(x.dtype)
         axes = [b.te.reduce_axis((0, k), f"k{d}") for d, k in enumerate(kernel)]
-        worst = b.tirx.min_value(x.dtype) if greatest else b.const(0, x.dtype)
+        highest = reducers.extreme(b.te, "max", b.cpu is None)
+        worst = reducers.least(x.dtype) if greatest else b.const(0, x.dtype)
 
         def places(at: Sequence[Any]) -> list[Any]:
             return [
@@ -180,7 +183,7 @@ def _pool(b: Lowering, node: ir.Node) -> Any:
         def taken(*i: Any) -> Any:
             at = places(i[2:])
             value = b.tirx.if_then_else(inside(b, at, x.shape[2:]), x(*i[:2], *at), worst)
-            return b.te.max(value, axis=axes) if greatest else b.te.sum(value.astype(wide), axis=axes)
+            return highest(value, axis=axes) if greatest else b.te.sum(value.astype(wide), axis=axes)
 
         found = b.te.compute([*x.shape[:2], *out], taken, name="pool")
         if greatest:
@@ -215,11 +218,9 @@ def _global(kind: str) -> Rule:
         source = b.value(node.inputs[0])
         shape = b.shape(source)
         axes = list(range(2, len(shape)))
-        found = b.compute(lambda x: getattr(b.topi, kind)(x, axis=axes, keepdims=True), source, name=kind)
+        found = reduced(b, source, axes, True, kind)
         if kind == "max":
             return found
-        from .reductions import scaled_by
-
         total = 1
         for a in axes:
             total = total * shape[a]

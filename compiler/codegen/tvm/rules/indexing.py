@@ -6,27 +6,26 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..indices import checked
 from ..lowering import Lowering, Rule, normalized
 
 
-def place(b: Lowering, index: Any, size: Any) -> Any:
-    """An index counted from the front, kept inside the axis: what lies beside a tensor is never read."""
-    index = index.astype("int64")
-    size = b.tirx.const(size, "int64") if isinstance(size, int) else size.astype("int64")
-    front = b.tirx.Select(index < b.tirx.const(0, "int64"), index + size, index)
-    return b.tirx.max(b.tirx.min(front, size - 1), b.tirx.const(0, "int64"))
+def _within(b: Lowering, node: ir.Node, sizes: list[Any]) -> Any:
+    """The indices of a node, its second input, for axes of these sizes."""
+    assert node.inputs[1] is not None
+    return checked(b, node, node.inputs[1], sizes)
 
 
 def _gather(b: Lowering, node: ir.Node) -> Any:
-    data, indices = b.values(node)
+    data = b.value(node.inputs[0])
     axis = normalized(node.attributes.get_int("axis", 0), len(b.shape(data)))
+    indices = _within(b, node, [b.shape(data)[axis]])
 
     def gather(x: Any, at: Any) -> Any:
         rank = len(at.shape)
 
         def element(*i: Any) -> Any:
-            index = at(*i[axis : axis + rank])
-            return x(*i[:axis], place(b, index, b.size(x.shape[axis])), *i[axis + rank :])
+            return x(*i[:axis], at(*i[axis : axis + rank]), *i[axis + rank :])
 
         return b.te.compute([*x.shape[:axis], *at.shape, *x.shape[axis + 1 :]], element, name="gather")
 
@@ -34,12 +33,13 @@ def _gather(b: Lowering, node: ir.Node) -> Any:
 
 
 def _gather_elements(b: Lowering, node: ir.Node) -> Any:
-    data, indices = b.values(node)
+    data = b.value(node.inputs[0])
     axis = normalized(node.attributes.get_int("axis", 0), len(b.shape(data)))
+    indices = _within(b, node, [b.shape(data)[axis]])
 
     def gather_elements(x: Any, at: Any) -> Any:
         def element(*i: Any) -> Any:
-            return x(*i[:axis], place(b, at(*i), b.size(x.shape[axis])), *i[axis + 1 :])
+            return x(*i[:axis], at(*i), *i[axis + 1 :])
 
         return b.te.compute(at.shape, element, name="gather_elements")
 
@@ -47,14 +47,15 @@ def _gather_elements(b: Lowering, node: ir.Node) -> Any:
 
 
 def _gather_nd(b: Lowering, node: ir.Node) -> Any:
-    data, indices = b.values(node)
-    batch, width = node.attributes.get_int("batch_dims", 0), b.shape(indices)[-1]
+    data, batch = b.value(node.inputs[0]), node.attributes.get_int("batch_dims", 0)
+    width = b.shape(b.value(node.inputs[1]))[-1]
+    indices = _within(b, node, b.shape(data)[batch : batch + width])
 
     def gather_nd(x: Any, at: Any) -> Any:
         lead = len(at.shape) - 1
 
         def element(*i: Any) -> Any:
-            found = [place(b, at(*i[:lead], p), b.size(x.shape[batch + p])) for p in range(width)]
+            found = [at(*i[:lead], p) for p in range(width)]
             return x(*i[:batch], *found, *i[lead:])
 
         return b.te.compute([*at.shape[:-1], *x.shape[batch + width :]], element, name="gather_nd")
@@ -90,14 +91,16 @@ def _one_hot(b: Lowering, node: ir.Node) -> Any:
 
 
 def _scatter_elements(b: Lowering, node: ir.Node) -> Any:
-    data, indices, updates = b.values(node)
+    data, updates = b.value(node.inputs[0]), b.value(node.inputs[2])
     axis = normalized(node.attributes.get_int("axis", 0), len(b.shape(data)))
+    indices = _within(b, node, [b.shape(data)[axis]])
     kind = _KINDS[node.attributes.get_string("reduction", "none")]
     return b.emit(b.relax.op.scatter_elements(data, indices, updates, axis, kind))
 
 
 def _scatter_nd(b: Lowering, node: ir.Node) -> Any:
-    data, indices, updates = b.values(node)
+    data, updates = b.value(node.inputs[0]), b.value(node.inputs[2])
+    indices = _within(b, node, b.shape(data)[: b.shape(b.value(node.inputs[1]))[-1]])
     kind = _KINDS[node.attributes.get_string("reduction", "none")]
     return b.emit(b.relax.op.scatter_nd(data, indices, updates, kind))
 
@@ -111,5 +114,5 @@ RULES: dict[str, Rule] = {
     "GatherND": Rule(_gather_nd, _needs_width),
     "OneHot": Rule(_one_hot),
     "ScatterElements": Rule(_scatter_elements),
-    "ScatterND": Rule(_scatter_nd),
+    "ScatterND": Rule(_scatter_nd, _needs_width),
 }

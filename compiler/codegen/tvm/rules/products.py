@@ -63,10 +63,7 @@ def _matmul(b: Lowering, node: ir.Node) -> Any:
 def reshaped(b: Lowering, expression: Any, shape: list[Any]) -> Any:
     """The same elements in another shape, which costs nothing."""
     if 0 in [s for s in shape if isinstance(s, int)]:  # which stands for the size that was, to TVM
-        zero = b.const(0, str(expression.ty.dtype))
-        return b.compute(
-            lambda s: b.te.compute(s, lambda *i: zero, name="empty"), b.prims(shape), name="empty"
-        )
+        return b.empty(shape, str(expression.ty.dtype))
     return b.emit(b.relax.op.reshape(expression, b.relax.ShapeExpr(shape)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from .. import reducers
 from ..lowering import Lowering, Rule, given, normalized
 from . import functions as f
 from .elementwise import HALF, mapped
@@ -34,7 +35,24 @@ def narrow(b: Lowering, source: Any, dtype: str) -> Any:
 
 def reduced(b: Lowering, source: Any, axes: list[int], keep: bool, kind: str) -> Any:
     """``sum``, ``max``, ``min`` or ``prod`` along axes."""
+    if kind in ("max", "min"):
+        return b.compute(lambda x: extreme_along(b, x, axes, keep, kind), source, name=kind)
     return b.compute(lambda x: getattr(b.topi, kind)(x, axis=axes, keepdims=keep), source, name=kind)
+
+
+def extreme_along(b: Lowering, x: Any, axes: list[int], keep: bool, kind: str) -> Any:
+    """The greatest or least elements along axes, as a tensor expression."""
+    reducer = reducers.extreme(b.te, kind, b.cpu is None)
+    inner = {axis: b.te.reduce_axis((0, x.shape[axis]), f"k{axis}") for axis in axes}
+    shape = [1 if i in inner else d for i, d in enumerate(x.shape) if keep or i not in inner]
+
+    def element(*i: Any) -> Any:
+        rest = iter(p for a, p in enumerate(i) if a not in inner) if keep else iter(i)
+        return reducer(
+            x(*(inner[a] if a in inner else next(rest) for a in range(len(x.shape)))), axis=[*inner.values()]
+        )
+
+    return b.te.compute(shape, element, name=kind)
 
 
 def counted(b: Lowering, source: Any, axes: list[int]) -> Any:
@@ -126,23 +144,7 @@ def _place(kind: str) -> Rule:
 
 def place_of(b: Lowering, x: Any, axis: int, keep: bool, last: bool, kind: str) -> Any:
     """The index of the greatest or least element along an axis, int64; of equal ones first or last."""
-    greatest = kind == "argmax"
-
-    def better(one: Any, other: Any) -> Any:
-        ahead = one[1] > other[1] if greatest else one[1] < other[1]
-        first = one[0] > other[0] if last else one[0] < other[0]
-        return b.tirx.Or(ahead, b.tirx.And(one[1] == other[1], first))
-
-    def combine(one: Any, other: Any) -> Any:
-        taken = better(one, other)
-        return tuple(b.tirx.Select(taken, p, q) for p, q in zip(one, other, strict=True))
-
-    def identity(index: Any, value: Any) -> Any:
-        worst = b.tirx.min_value(value) if greatest else b.tirx.max_value(value)
-        # behind or before every place, so that an element that is as bad is taken all the same
-        return b.tirx.const(-1 if last else 2**62, index), worst
-
-    reducer = b.te.comm_reducer(combine, identity, name=kind)
+    reducer = reducers.place(b.te, kind, last, b.cpu is None)
     k = b.te.reduce_axis((0, x.shape[axis]), "k")
     shape = [d for i, d in enumerate(x.shape) if i != axis]
     if keep:
