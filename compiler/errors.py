@@ -11,6 +11,7 @@
     │   ├── UnsupportedError  operators or constructs a frontend or backend does not have           exit 3
     │   ├── PlacementError    nodes that would silently run on another device (--strict)            exit 3
     │   ├── ToolError         a package or program that is not installed                            exit 3
+    │   ├── WorkerError       a worker of a partitioned program that died or gave no answer in time exit 1
     │   └── VerificationError the executable's outputs differ from the source framework's            exit 1
     └── InternalError         our bug: the verifier or an invariant failed                         exit 70
 """
@@ -105,6 +106,12 @@ class ToolError(CompileError):
     """A package or program that is not installed; the fix is the exact command."""
 
     exit_code = 3
+
+
+class WorkerError(CompileError):
+    """A worker of a partitioned program that died, hung or could not be reached, and which one."""
+
+    exit_code = 1
 
 
 class VerificationError(CompileError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from ..compiler.manifest import Entry
 from ..compiler.options import Target
-from ..compiler.program import TensorSpec
+from ..compiler.program import Decoding, TensorSpec
 from ..compiler.reference import Array, Arrays
 
 
@@ -56,6 +56,48 @@ class Runner(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class State(Protocol):
+    """The KV cache of some rows, wherever it lies.
+
+    ``capacity``: tokens of each row that there is room for. ``sides``: of each, what is bound for every state
+    tensor, sliced by rows; two where past and present can't share one. ``side``: which of them is the past.
+    """
+
+    rows: int
+    capacity: int
+    side: int
+
+    @property
+    def sides(self) -> Sequence[Sequence[Any]]:
+        """What is bound, by side, then tensor."""
+        ...
+
+    def flip(self) -> None:
+        """After a run: what was the present is the past."""
+        ...
+
+    def grow(self, capacity: int) -> None:
+        """Room for ``capacity`` tokens a row; what is held stays."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only ``rows`` from now on, in that order."""
+        ...
+
+    def settle(self, row: int, side: int) -> None:
+        """Bring what ``row`` wrote by itself on ``side`` to the side that all rows are on."""
+        ...
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """A runner whose state is not in the caller's memory."""
+
+    def keep_state(self, decoding: Decoding, rows: int, capacity: int) -> State:
+        """State for ``rows`` sequences, empty."""
+        ...
 
 
 class Model(Protocol):

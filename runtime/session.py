@@ -4,26 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from ..compiler.artifact import WEIGHTS, Artifact
 from ..compiler.errors import ArtifactError
 from ..compiler.manifest import Entry, Segment, Variant
 from ..compiler.options import Target
+from ..compiler.parallel.plan import PLAN
 from .base import Model, Runner
+from .parallel.options import ParallelOptions
 
 Opener: TypeAlias = Callable[[Artifact, Variant, str, Entry, str], Model]
 
 
-def model_of(artifact: Artifact, variant: str | None = None, entry: str = "main") -> Model:
-    """What a runner of ``variant`` is opened from. Raises: ArtifactError if it has no such entry."""
+def model_of(
+    artifact: Artifact,
+    variant: str | None = None,
+    entry: str = "main",
+    parallel: ParallelOptions | None = None,
+) -> Model:
+    """What a runner of ``variant`` is opened from. Raises: ArtifactError if it has no such entry.
+
+    ``parallel``: how it is run if it is partitioned, which is where its entries' file is a plan.
+    """
     name, record = artifact.variant(variant)
+    if is_partitioned(record):
+        return _partitioned(artifact, name, record, entry, parallel or ParallelOptions())
     if record.backend not in _BACKENDS:
         fact = f"variant {name!r} was built by backend {record.backend!r}, which this version can't run"
         raise ArtifactError(str(artifact.folder), fact, "upgrade miaotui")
-    if entry not in record.entries:
-        fix = f"it has {', '.join(record.entries)}"
-        raise ArtifactError(str(artifact.folder), f"variant {name!r} has no entry {entry!r}", fix)
+    _has(artifact, name, record, entry)
     signature, place = artifact.manifest.signature(entry, record.role), f"{artifact.folder.name} ({name})"
     return _BACKENDS[record.backend](artifact, record, entry, signature, place)
 
@@ -35,9 +46,39 @@ def open_runner(
     entry: str = "main",
     threads: int | None = None,
     taps: Sequence[str] = (),
+    parallel: ParallelOptions | None = None,
 ) -> Runner:
     """A runner of ``variant`` (None: the default one). Raises: as ``model_of`` and the backend's runner."""
-    return model_of(artifact, variant, entry).open(threads, taps)
+    return model_of(artifact, variant, entry, parallel).open(threads, taps)
+
+
+def is_partitioned(record: Variant) -> bool:
+    """Whether a variant's entries are run by the ranks of a plan, which stands in for their files."""
+    return any(PurePosixPath(file).name == PLAN for file in record.entries.values())
+
+
+def _has(artifact: Artifact, name: str, record: Variant, entry: str) -> None:
+    if entry not in record.entries:
+        fix = f"it has {', '.join(record.entries)}"
+        raise ArtifactError(str(artifact.folder), f"variant {name!r} has no entry {entry!r}", fix)
+
+
+def _partitioned(
+    artifact: Artifact, name: str, record: Variant, entry: str, options: ParallelOptions
+) -> Model:
+    from .parallel.runner import ParallelModel
+
+    _has(artifact, name, record, entry)
+    return ParallelModel(
+        folder=(artifact.folder / record.entries[entry]).parent,
+        signature=artifact.manifest.signature(entry, record.role),
+        entry=entry,
+        decoding=artifact.manifest.decoding,
+        dims=artifact.manifest.dims,
+        target=Target.parse(record.target),
+        options=options,
+        place=f"{artifact.folder.name} ({name})",
+    )
 
 
 def _chain(artifact: Artifact, record: Variant, entry: str, signature: Entry, place: str) -> Model:

@@ -29,7 +29,7 @@ class StateBuffers:
         specs = {spec.name: spec for spec in inputs}
         self._specs = [specs[tensor.input] for tensor in decoding.state]
         self.rows, self.capacity, self.side = rows, capacity, 0
-        self.sides = [self._empty() for _ in range(1 if in_place else 2)]
+        self.sides: list[list[Array]] = [self._empty() for _ in range(1 if in_place else 2)]
 
     @property
     def past(self) -> list[Array]:

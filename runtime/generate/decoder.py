@@ -11,7 +11,7 @@ import numpy as np
 from ...compiler.errors import InternalError
 from ...compiler.program import Decoding
 from ...compiler.reference import Array
-from ..base import Runner
+from ..base import KeepsState, Runner, State
 from .buffers import StateBuffers, aligned
 
 CHUNK = 512
@@ -60,7 +60,11 @@ class Decoder:
         self._specs = {spec.name: spec for spec in (*runner.inputs, *runner.outputs)}
         self._constants = dict(constants or {})
         capacity = _capacity(capacity, decoding.context)
-        self._state = StateBuffers(decoding, runner.inputs, rows=rows, capacity=capacity, in_place=in_place)
+        self._state: State = (
+            runner.keep_state(decoding, rows, capacity)
+            if isinstance(runner, KeepsState)
+            else StateBuffers(decoding, runner.inputs, rows=rows, capacity=capacity, in_place=in_place)
+        )
         self._allocate(rows)
 
     def _allocate(self, rows: int) -> None:

@@ -1,0 +1,239 @@
+"""A rank's share of a partitioned program: its parts opened, run in order, its state kept between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...compiler.closing import Closing
+from ...compiler.errors import ArtifactError, InternalError, UnsupportedError
+from ...compiler.options import Target
+from ...compiler.parallel.plan import Collective, EntryPlan, Part, Plan, Share
+from ...compiler.program import Decoding, StateTensor
+from ...compiler.reference import Array, Arrays
+from ..base import Runner
+from ..generate.buffers import StateBuffers, aligned
+from ..onnxruntime import OnnxRuntimeModel
+from .meeting import Group
+from .work import Command, Use
+
+BACKENDS = ("ort",)
+"""Whose parts can be run."""
+
+IN_PLACE = "state.in_place"
+
+_BINDINGS = 32
+"""Forms of inputs for which a session keeps bindings: prompts differ, steps are all alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A part or a collective. ``past``, ``present``: state read and written; ``dead``: read last here."""
+
+    step: Part | Collective
+    runner: Runner | None
+    reads: tuple[str, ...]
+    dead: tuple[str, ...]
+    past: tuple[str, ...] = ()
+    present: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Session:
+    """State of some rows. ``places``: of its tensors among the buffers."""
+
+    buffers: StateBuffers
+    places: Mapping[str, int]
+    bindings: dict[Any, tuple[Arrays, Arrays, Any]] = field(default_factory=dict)
+
+
+class ShareRunner(Closing):
+    """The parts of the share at ``stage`` and ``shard`` of the plan in ``folder``; entries open when used.
+
+    ``threads``: of each part's runner. Raises: as the parts' runners.
+    """
+
+    def __init__(
+        self, folder: Path, plan: Plan, stage: int, shard: int, *, target: Target, threads: int = 1
+    ) -> None:
+        self._folder, self._plan, self._share = folder, plan, plan.share(stage, shard)
+        self._target, self._threads = target, threads
+        self._opened = ExitStack()
+        self._steps: dict[str, list[_Step]] = {}
+        self._sessions: dict[int, _Session] = {}
+        self.place = f"stage {stage} shard {shard}"
+        self.reads = {entry: _reads(wiring, stage) for entry, wiring in plan.entries.items()}
+        self.gives = {entry: _gives(wiring, stage, shard) for entry, wiring in plan.entries.items()}
+
+    def load(self, entry: str) -> None:
+        """Open the parts of ``entry``. Raises: ArtifactError if a file can't be read."""
+        if entry not in self._steps:
+            self._steps[entry] = self._open(entry)
+
+    def run(self, entry: str, values: Mapping[str, Array], group: Group, use: Use | None = None) -> Arrays:
+        """What others need of a run: wires and outputs by name. Raises: whatever a part raises."""
+        self.load(entry)
+        known = {name: values[name] for name in self.reads[entry]}
+        session = None if use is None else self._session(use.session)
+        for number, step in enumerate(self._steps[entry]):
+            if isinstance(step.step, Collective):
+                known[step.step.output] = group.meet(step.step, known[step.step.input])
+            elif step.past and session is not None and use is not None:
+                known |= self._run_bound(number, step, known, session, use)
+            elif step.runner is not None:
+                known |= step.runner.run_arrays({name: known[name] for name in step.reads})
+            for name in step.dead:
+                known.pop(name, None)
+        return {name: known[name] for name in self.gives[entry]}
+
+    def do(self, command: Command) -> None:
+        """Carry out a command about state. Raises: InternalError if its session is not known."""
+        number = command.session
+        if command.kind == "load":
+            self.load(command.entry)
+        elif command.kind == "drop":
+            self._sessions.pop(number, None)
+        elif command.kind == "new":
+            self._sessions[number] = self._new_session(command)
+        else:
+            session = self._session(number)
+            session.bindings.clear()
+            session.buffers.side = command.side
+            if command.kind == "grow":
+                session.buffers.grow(command.capacity)
+            elif command.kind == "keep":
+                session.buffers.keep(command.kept)
+            else:
+                session.buffers.settle(command.row, command.other)
+
+    def _session(self, number: int) -> _Session:
+        found = self._sessions.get(number)
+        if found is None:
+            raise InternalError(f"{self.place}: no session {number}")
+        return found
+
+    def _new_session(self, command: Command) -> _Session:
+        kept = self._share.state.get(command.entry, ())
+        decoding = Decoding(0, tuple(StateTensor(state.input, state.output) for state in kept))
+        specs, in_place = [state.spec for state in kept], is_in_place(self._plan, command.entry)
+        buffers = StateBuffers(
+            decoding, specs, rows=command.rows, capacity=command.capacity, in_place=in_place
+        )
+        return _Session(buffers, {state.input: place for place, state in enumerate(kept)})
+
+    def _run_bound(self, number: int, step: _Step, known: Arrays, session: _Session, use: Use) -> Arrays:
+        """A part that reads and writes state, over the memory where it lies."""
+        plain = {name: known[name] for name in step.reads}
+        form = tuple((array.dtype, array.shape) for array in plain.values())
+        key = (number, use.side, use.start, use.stop, form)
+        bound = session.bindings.get(key)
+        if bound is None:
+            if len(session.bindings) >= _BINDINGS * len(self._steps):
+                session.bindings.clear()
+            bound = session.bindings[key] = self._bind(step, plain, session, use)
+        inputs, outputs, binding = bound
+        for name, array in inputs.items():
+            array[...] = plain[name]
+        assert step.runner is not None
+        step.runner.run_bound(binding)
+        return outputs
+
+    def _bind(self, step: _Step, plain: Arrays, session: _Session, use: Use) -> tuple[Arrays, Arrays, Any]:
+        assert step.runner is not None
+        rows, specs = slice(use.start, use.stop), {spec.name: spec for spec in step.runner.inputs}
+        sides, places = session.buffers.sides, session.places
+        past = {name: sides[use.side][places[name]][rows] for name in step.past}
+        inputs = {name: aligned(array.shape, specs[name]) for name, array in plain.items()}
+        sizes: dict[str, int] = {}
+        for name, array in (inputs | past).items():
+            for dim, size in zip(specs[name].shape or (), array.shape, strict=True):
+                if isinstance(dim, str):
+                    sizes.setdefault(dim, size)
+        present = dict(zip(step.past, step.present, strict=True))
+        written = {present[n]: sides[use.side - 1][places[n]][rows] for n in step.past}
+        outputs = {}
+        for spec in step.runner.outputs:
+            if spec.name in written:
+                continue
+            shape = [sizes.get(dim) if isinstance(dim, str) else dim for dim in spec.shape or ()]
+            if spec.shape is None or None in shape:
+                fact = f"output {spec} of a part with state has a size that no input tells"
+                raise UnsupportedError(self.place, fact, "give its size a name, or partition less")
+            outputs[spec.name] = aligned(shape, spec)
+        return inputs, outputs, step.runner.bind(inputs | past, outputs | written)
+
+    def _open(self, entry: str) -> list[_Step]:
+        share, past = self._share, {s.input: s.output for s in self._share.state.get(entry, ())}
+        steps: list[_Step] = []
+        later = set(self.gives[entry])
+        for step in reversed(share.steps.get(entry, ())):
+            if isinstance(step, Collective):
+                steps.append(_Step(step, None, (step.input,), _dead((step.input, step.output), later)))
+                later.add(step.input)
+                continue
+            held = tuple(s.name for s in step.signature.inputs if s.name in past)
+            reads = tuple(s.name for s in step.signature.inputs if s.name not in past)
+            dead = _dead((*reads, *(s.name for s in step.signature.outputs)), later)
+            runner = self._opened.enter_context(self._model(share, step).open(self._threads, resting=True))
+            steps.append(_Step(step, runner, reads, dead, held, tuple(past[name] for name in held)))
+            later |= set(reads)
+        return steps[::-1]
+
+    def _model(self, share: Share, part: Part) -> OnnxRuntimeModel:
+        place = f"{self.place}: {part.entry}"
+        if part.backend not in BACKENDS:
+            fact = f"was built by backend {part.backend!r}, which partitioned programs can't run"
+            raise UnsupportedError(place, fact, "compile with --backend ort")
+        try:
+            data = (self._folder / part.file).read_bytes()
+        except OSError as error:
+            fact = f"can't be read: {error.strerror}"
+            raise ArtifactError(str(self._folder / part.file), fact, "compile the model again") from error
+        return OnnxRuntimeModel(
+            data=data,
+            signature=part.signature,
+            settings=part.settings,
+            target=self._target,
+            weights=None if share.weights is None else self._folder / share.weights,
+            place=place,
+        )
+
+    def close(self) -> None:
+        """Free sessions and state."""
+        self._sessions.clear()
+        self._steps.clear()
+        self._opened.close()
+
+
+def is_in_place(plan: Plan, entry: str) -> bool:
+    """Whether every part that keeps state may read and write it in one buffer."""
+    return all(
+        step.settings.get(IN_PLACE) == "1"
+        for share in plan.shares
+        for step in share.steps.get(entry, ())
+        if isinstance(step, Part)
+        and {spec.name for spec in step.signature.inputs} & {s.input for s in share.state.get(entry, ())}
+    )
+
+
+def _reads(wiring: EntryPlan, stage: int) -> tuple[str, ...]:
+    """What a stage is given."""
+    feeds = [feed.spec.name for feed in wiring.feeds if stage in feed.stages]
+    return (*feeds, *(wire.spec.name for wire in wiring.wires if stage in wire.targets))
+
+
+def _gives(wiring: EntryPlan, stage: int, shard: int) -> tuple[str, ...]:
+    """What a stage's shard hands on; outputs are shard 0's."""
+    wires = [wire.spec.name for wire in wiring.wires if wire.source == stage]
+    fetches = [fetch.spec.name for fetch in wiring.fetches if fetch.stage == stage and shard == 0]
+    return tuple(dict.fromkeys([*wires, *fetches]))
+
+
+def _dead(names: tuple[str, ...], later: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in dict.fromkeys(names) if name not in later)
+
+
+__all__ = ["BACKENDS", "ShareRunner", "is_in_place"]
