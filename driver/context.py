@@ -61,8 +61,11 @@ def backend_of(options: CompileOptions) -> str:
 
 
 def check_placement(program: Program, options: CompileOptions, journal: Journal) -> None:
-    """On CUDA, name every node that is bound to run on the CPU. Raises: PlacementError if ``strict``."""
-    if options.target.device == "cuda":
+    """On CUDA, name every node that ONNX Runtime is bound to run on the CPU; TVM runs none there.
+
+    Raises: PlacementError if ``strict``.
+    """
+    if options.target.device == "cuda" and backend_of(options) != "tvm":
         _refuse_or_note(fallbacks(program, options.target), options, journal)
 
 

@@ -264,9 +264,13 @@ def _numpy(dtype: str) -> np.dtype[Any]:
 
 
 def _aligned(array: Array, copy: bool = False) -> Array:
-    """The array, or a copy of it, contiguous and at a cache line."""
+    """The array, or a copy of it, contiguous and at a cache line.
+
+    Of an empty one always a copy: numpy may give it strides of 0, which TVM takes for one that is not whole.
+    """
     if (
         not copy
+        and array.size
         and array.flags.c_contiguous
         and array.flags.writeable
         and address_of(array) % _ALIGNMENT == 0

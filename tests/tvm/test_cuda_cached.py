@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from miaotui.compiler.codegen.tvm.kernels.cuda_attention import Heads
 from miaotui.compiler.codegen.tvm.kernels.cuda_cached import Scores, cache_write, cached_attention
 from miaotui.compiler.codegen.tvm.support import reason_against
 from miaotui.compiler.dialect import cache
-from miaotui.compiler.options import Target
+from miaotui.compiler.errors import PlacementError
+from miaotui.compiler.options import CompileOptions, Target
+from miaotui.driver.context import check_placement
+from miaotui.driver.progress import Journal, Silent
 from support import tvm_programs
 from support.cuda_on_cpu import NUMPY, OnCpu
 from support.decode_graphs import Layers
@@ -111,6 +115,13 @@ def test_a_decoder_is_compiled_with_its_cache_in_place(tmp_path: Path) -> None:
     listed = done.stdout.splitlines()
     assert {"cached_fp32_4x2x16x16_kernel sm_90", "write_cache_fp32_2x16_kernel sm_90"} <= set(listed)
     assert not any(line.startswith("reshape") for line in listed), "views cost nothing"
+
+
+def test_placement_is_of_no_concern_to_tvm() -> None:
+    program, options = Layers(layers=1).program(), CompileOptions(target=Target("cuda"))
+    with pytest.raises(PlacementError, match="has no kernel for miaotui"):
+        check_placement(program, replace(options, backend="ort"), Journal(Silent()))
+    check_placement(program, replace(options, backend="tvm"), Journal(Silent()))
 
 
 def test_halves_are_for_gpus() -> None:

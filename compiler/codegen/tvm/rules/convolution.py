@@ -172,7 +172,7 @@ def _pool(b: Lowering, node: ir.Node) -> Any:
         wide = accumulator(x.dtype)
         axes = [b.te.reduce_axis((0, k), f"k{d}") for d, k in enumerate(kernel)]
         highest = reducers.extreme(b.te, "max", b.cpu is None)
-        worst = reducers.least(x.dtype) if greatest else b.const(0, x.dtype)
+        worst = reducers.least(wide) if greatest else b.const(0, wide)
 
         def places(at: Sequence[Any]) -> list[Any]:
             return [
@@ -182,12 +182,14 @@ def _pool(b: Lowering, node: ir.Node) -> Any:
 
         def taken(*i: Any) -> Any:
             at = places(i[2:])
-            value = b.tirx.if_then_else(inside(b, at, x.shape[2:]), x(*i[:2], *at), worst)
-            return highest(value, axis=axes) if greatest else b.te.sum(value.astype(wide), axis=axes)
+            value = b.tirx.if_then_else(inside(b, at, x.shape[2:]), x(*i[:2], *at).astype(wide), worst)
+            return highest(value, axis=axes) if greatest else b.te.sum(value, axis=axes)
 
         found = b.te.compute([*x.shape[:2], *out], taken, name="pool")
         if greatest:
-            return found
+            return (
+                found if wide == x.dtype else b.te.compute(found.shape, lambda *i: found(*i).astype(x.dtype))
+            )
 
         def covered(*at: Any) -> Any:
             total: Any = b.tirx.const(1, "int64")

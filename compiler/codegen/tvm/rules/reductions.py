@@ -101,6 +101,7 @@ def _log_sum(b: Lowering, x: Any, axes: list[int], keep: bool) -> Any:
 
 def _log_sum_exp(b: Lowering, x: Any, axes: list[int], keep: bool) -> Any:
     top = reduced(b, x, axes, True, "max")
+    top = mapped(b, lambda t: b.tirx.Select(b.tirx.isfinite(t), t, b.const(0, t.ty.dtype)), [top], "finite")
     shifted = mapped(b, lambda v, t: f.exp(b, v - t), [x, top], "exp")
     total = mapped(b, b.tirx.log, [reduced(b, shifted, axes, True, "sum")], "log")
     found = mapped(b, lambda v, t: v + t, [total, top], "add")
@@ -132,7 +133,7 @@ def _rule(reduce: Reduce) -> Rule:
 
 def _place(kind: str) -> Rule:
     def lower(b: Lowering, node: ir.Node) -> Any:
-        source = b.value(node.inputs[0])
+        source, _ = wide(b, b.value(node.inputs[0]))
         axis = normalized(node.attributes.get_int("axis", 0), len(b.shape(source)))
         keep, last = (
             bool(node.attributes.get_int(name, d)) for name, d in (("keepdims", 1), ("select_last_index", 0))
