@@ -139,10 +139,12 @@ def plot(points: Sequence[Point], path: Path) -> None:
     for kind, (marker, color, label) in styles.items():
         chosen = sorted((p for p in points if p.kind == kind), key=lambda p: p.megabytes)
         axes.plot([p.megabytes for p in chosen], [p.kl for p in chosen], marker, color=color, label=label)
-        for point in chosen:
-            if kind != "mixed":
-                axes.annotate(point.name, (point.megabytes, point.kl), (5, 4), textcoords="offset points",
-                              fontsize=8)  # fmt: skip
+        for place, point in enumerate(chosen if kind != "mixed" else ()):
+            above = place % 2 == 0
+            axes.annotate(
+                point.name, (point.megabytes, point.kl), (0, 7 if above else -8), fontsize=8,
+                textcoords="offset points", ha="center", va="bottom" if above else "top",
+            )  # fmt: skip
     axes.set(xlabel="weights, MB", ylabel="mean KL to the float32 source, nats a token", yscale="log",
              title="SmolLM2-135M: formats mixed by measured sensitivity")  # fmt: skip
     axes.grid(alpha=0.3, which="both")
