@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...errors import CompileError
-from .pipeline import FINISH, FLATTEN, FUSE, relax_passes, threads_bound
+from .pipeline import FINISH, FLATTEN, FUSE, relax_passes
 from .schedule import scheduled
+from .threads import threads_bound
 
 SECONDS = 20.0
 """Spent on making the reproducer of a failing pass smaller."""

@@ -16,9 +16,6 @@ FUSE = (
 )
 """Operators become kernels, and kernels that follow each other one; views cost nothing from here on."""
 
-DLIGHT = ("Matmul", "GEMV", "Reduction", "GeneralReduction", "Fallback")
-"""Schedules for GPUs, the first that fits a kernel."""
-
 FLATTEN = ("ToNonDataflow", "RemovePurityChecking", "CallTIRRewrite")
 """Outputs are passed to kernels."""
 
@@ -39,25 +36,3 @@ def relax_passes(names: tuple[str, ...]) -> list[Any]:
     from tvm import relax
 
     return [getattr(relax.transform, name)() for name in names]
-
-
-def threads_bound() -> Any:
-    """The pass that gives every kernel of a GPU its threads: products on tensor cores where they fit."""
-    from tvm.s_tir import dlight
-
-    rules = [_Tried(getattr(dlight.gpu, name)()) for name in DLIGHT]
-    return dlight.ApplyDefaultSchedule(*rules)
-
-
-class _Tried:
-    """A rule of dlight's; where it fails, it does not fit: some find out only while they schedule."""
-
-    def __init__(self, rule: Any) -> None:
-        self._rule = rule
-
-    def apply(self, function: Any, target: Any, tunable: bool) -> Any:
-        """A schedule, or None. The last rule fits every kernel."""
-        try:
-            return self._rule.apply(function, target, tunable)
-        except Exception:  # dlight's rules raise whatever TVM and Python do
-            return None

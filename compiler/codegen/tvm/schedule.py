@@ -96,7 +96,7 @@ def _reduction(schedule: Any, block: Any, spatial: list[Any], inner: list[Any], 
     schedule.parallel(schedule.fuse(*before) if len(before) > 1 else before[0] if before else outer)
     local = schedule.cache_write(block, 0, "local")
     schedule.reverse_compute_at(local, outer)
-    _follow(schedule, local)
+    follow(schedule, local)
     schedule.vectorize(schedule.get_loops(local)[-1])
     schedule.vectorize(vector)
     for row in rows:
@@ -104,7 +104,7 @@ def _reduction(schedule: Any, block: Any, spatial: list[Any], inner: list[Any], 
     schedule.decompose_reduction(block, inner[0])
 
 
-def _follow(schedule: Any, block: Any) -> None:
+def follow(schedule: Any, block: Any) -> None:
     """What only goes on computing with the results is done before they are stored."""
     while True:
         readers = schedule.get_consumers(block)

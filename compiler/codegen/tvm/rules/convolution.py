@@ -59,7 +59,8 @@ def inside(b: Lowering, places: Sequence[Any], sizes: Sequence[Any]) -> Any:
 
 def padded(b: Lowering, x: Any, around: list[tuple[Any, Any]], fill: Any) -> Any:
     """The image with a frame, as a tensor expression."""
-    if all(isinstance(p, int) and p == 0 for pair in around for p in pair):
+    widths = [b.size(p) for pair in around for p in pair]
+    if all(isinstance(p, int) and p == 0 for p in widths):
         return x
     image = list(x.shape[2:])
     shape = [*x.shape[:2], *(s + p + q for s, (p, q) in zip(image, around, strict=True))]

@@ -1,0 +1,69 @@
+"""How kernels of a GPU get their threads: by rule, and what comes out where a thread works alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from miaotui.compiler.codegen.tvm.kernels import Kernel
+from miaotui.compiler.codegen.tvm.module import module_of
+from miaotui.compiler.codegen.tvm.pipeline import FUSE, relax_passes
+from miaotui.compiler.codegen.tvm.target import spelled
+from miaotui.compiler.codegen.tvm.threads import THREADS, threads_bound
+from miaotui.compiler.codegen.tvm.versions import require_tvm
+from miaotui.compiler.ir.builder import Builder
+from miaotui.compiler.ir.evaluate import evaluate
+from miaotui.compiler.options import Target
+from miaotui.compiler.program import Program
+from support.cuda_on_cpu import OnCpu
+
+RANDOM = np.random.default_rng(0)
+
+
+def kernels_of(program: Program) -> dict[str, Any]:
+    """The program's kernels with threads, by name."""
+    tvm = require_tvm()
+    module = module_of(tvm, program, None).module
+    with tvm.target.Target(spelled(Target("cuda", "sm_90"))):
+        for step in (*relax_passes(FUSE), threads_bound()):
+            module = step(module)
+    functions = {str(g.name_hint): f for g, f in module.functions_items()}
+    return {name: f for name, f in functions.items() if isinstance(f, tvm.tirx.PrimFunc)}
+
+
+def test_products_share_memory_and_short_sums_are_a_threads() -> None:
+    b = Builder()
+    x = b.input("x", ("batch", 16, 12, 12))
+    h = b.op("Conv", x, b.weight("w", RANDOM.standard_normal((32, 16, 3, 3))), pads=[1, 1, 1, 1])
+    h = b.op("Relu", b.op("Conv", h, b.weight("d", RANDOM.standard_normal((32, 1, 3, 3))), group=32))
+    b.output(b.op("GlobalAveragePool", h), "y")
+    found = {name: f.script() for name, f in kernels_of(b.program()).items()}
+    assert 'scope="shared"' in found["conv"] and 'sblock("pad")' not in found["conv"]
+    assert 'scope="local"' in found["fused_conv1_relu"] and "shared" not in found["fused_conv1_relu"]
+    assert all('thread="threadIdx.x"' in text for text in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("nvcc") or not shutil.which("g++"), reason="needs CUDA's headers and g++"
+)
+def test_a_thread_alone_computes_what_the_reference_does(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.input("x", (2, 6, 9, 7))
+    constants = [RANDOM.standard_normal(shape).astype(np.float32) for shape in ((6, 1, 3, 3), (6,))]
+    weights = [b.weight(f"w{n}", array) for n, array in enumerate(constants)]
+    h = b.op("Conv", x, *weights, group=6, pads=[1, 0, 1, 2], strides=[2, 1])
+    b.output(b.op("Relu", h), "y")
+    program = b.program()
+    [(name, function)] = kernels_of(program).items()
+    kernel = OnCpu(Kernel(name, function.with_attrs({"global_symbol": name, "shared_memory": 0})), tmp_path)
+    given = RANDOM.standard_normal((2, 6, 9, 7)).astype(np.float32)
+    want = evaluate(program.main, {"x": given})["y"]
+    out = np.full(want.shape, np.nan, np.float32)
+    names = [name.removesuffix("_ptr") for name in kernel.parameters]
+    arrays = dict(zip(names, [given, *constants, out], strict=True))
+    kernel((-(-out.size // THREADS), 1, 1), **arrays)
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
