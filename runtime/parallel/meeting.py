@@ -19,8 +19,8 @@ _FAILED = -1
 class Group(Protocol):
     """Ranks that meet in collectives."""
 
-    def begin(self, number: int) -> None:
-        """Before the first collective of run ``number``."""
+    def begin(self, number: int, meetings: int) -> None:
+        """Before run ``number``, in which there are ``meetings`` collectives."""
         ...
 
     def meet(self, step: Collective, given: Array) -> Array:
@@ -35,7 +35,7 @@ class Group(Protocol):
 class Alone:
     """The group of a rank whose stage has no other."""
 
-    def begin(self, number: int) -> None:
+    def begin(self, number: int, meetings: int) -> None:
         """Nothing to prepare."""
 
     def meet(self, step: Collective, given: Array) -> Array:
@@ -69,8 +69,8 @@ class ExchangeGroup(ABC):
         """``given`` in memory that peers can read."""
         return given
 
-    def begin(self, number: int) -> None:
-        """Before the first collective of run ``number``."""
+    def begin(self, number: int, meetings: int) -> None:
+        """Before run ``number``, in which there are ``meetings`` collectives."""
         self._number, self._count = number, 0
 
     def meet(self, step: Collective, given: Array) -> Array:

@@ -43,6 +43,7 @@ class Member:
         self._name, self._make, self._starter = f"replica {number}", make, starter
         self._lock = threading.Lock()
         self._replica: Replica | None = None
+        self._failed: Future[Replica] | None = None
         self._starting: Future[Replica] = starter.submit(make, self._name)
 
     def current(self) -> tuple[Replica, int]:
@@ -51,13 +52,13 @@ class Member:
         if replica is not None and replica.broken is None:
             return replica, generation
         with self._lock:
+            if self._starting is self._failed:
+                self._renew()
             starting, generation = self._starting, self.generation
         try:
             replica = starting.result()
         except BaseException:
-            with self._lock:
-                if self._starting is starting:
-                    self._renew()
+            self._failed = starting  # whoever asks next starts another
             raise
         if replica.broken is not None:
             self.renew(generation, replica.broken)

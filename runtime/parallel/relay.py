@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from ...compiler.errors import WorkerError
 from ...compiler.parallel.mesh import Mesh
+from ...compiler.parallel.plan import Plan
 from ...compiler.reference import Arrays
 from .meeting import Group
 from .share import ShareRunner
@@ -33,12 +34,12 @@ class Rank:
         """
         status, number = self._status, travel.number
         status.number, status.phase = number, RUNNING
+        self._group.begin(number, self.share.meetings.get(travel.entry, 0) if travel.command is None else 0)
         if travel.error is None:
             try:
                 if travel.command is not None:
                     self.share.do(travel.command)
                 else:
-                    self._group.begin(number)
                     values = self.read(travel, self.share.reads[travel.entry])
                     made = self.share.run(travel.entry, values, self._group, travel.use)
                     travel.values.update(self.write(travel, made))
@@ -63,14 +64,19 @@ class Relay(ABC):
     ``depth``: slots. Each run is known by a number; an answer that nobody waits for any more is dropped.
     """
 
-    def __init__(self, mesh: Mesh, name: str, depth: int) -> None:
+    def __init__(self, plan: Plan, name: str, depth: int) -> None:
+        mesh = Mesh(1, plan.mesh.pp, plan.mesh.tp)
+        self._fetches = {
+            entry: tuple(fetch.spec.name for fetch in wiring.fetches if fetch.stage >= 0)
+            for entry, wiring in plan.entries.items()
+        }
         self.broken: WorkerError | None = None
         self._mesh, self._name = mesh, name
         self._slots: SimpleQueue[int] = SimpleQueue()
         for slot in range(depth):
             self._slots.put(slot)
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, tuple[Answers, int]] = {}
+        self._waiting: dict[int, tuple[Answers, int, tuple[str, ...]]] = {}
         self._sending = threading.Lock()
 
     @abstractmethod
@@ -108,7 +114,7 @@ class Relay(ABC):
 
     def result(self, number: int, deadline: float) -> Arrays:
         """Fetches of a run, by name. Raises: WorkerError, or whatever a rank raised."""
-        answers, slot = self._waiting[number]
+        answers, slot, names = self._waiting[number]
         ways = []
         for _ in range(self._mesh.tp):
             try:
@@ -124,7 +130,8 @@ class Relay(ABC):
             errors = [way.error for way in ways if way.error is not None]
             if errors:
                 raise next((e for e in errors if not isinstance(e, PeerFailedError)), errors[0])
-            return self.taken(next(way.values for way in ways if way.shard == 0))
+            values = next(way.values for way in ways if way.shard == 0)
+            return self.taken({name: values[name] for name in names})
         finally:
             del self._waiting[number]
             if slot >= 0:
@@ -152,7 +159,7 @@ class Relay(ABC):
                 self.broken = reason
         if first:
             self.stop()
-        for answers, _ in list(self._waiting.values()):
+        for answers, _, _ in list(self._waiting.values()):
             answers.put(reason)
         self._slots.put(-1)  # wakes one that waits for room
 
@@ -175,7 +182,7 @@ class Relay(ABC):
         with self._sending:
             self._check()
             number = next(self._numbers)
-            self._waiting[number] = SimpleQueue(), slot
+            self._waiting[number] = SimpleQueue(), slot, () if command else self._fetches[entry]
             self.launch(
                 [
                     Travel(number, entry, slot, shard, dict(values), use, command)

@@ -17,11 +17,12 @@ from ...compiler.parallel.check_plan import read_plan
 from ...compiler.parallel.plan import PLAN, Plan
 from ...compiler.program import Decoding, DimRange, TensorSpec
 from ...compiler.reference import Arrays
-from ..conditions import cores, versions
+from ..conditions import cores
 from ..validate import Form, checked, form_of
 from .options import ParallelOptions
 from .pool import MakeReplica, Pool
 from .sessions import HeldState, RemoteState, StateHandle
+from .version import own_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +174,6 @@ class ParallelRunner(Closing):
         return pool
 
 
-def own_version() -> str:
-    """Of the miaotui that runs: plans of another are refused."""
-    return versions(("miaotui",)).get("miaotui", "")
-
-
 _POOLS: dict[Any, tuple[Pool, int]] = {}
 _LOCK = threading.Lock()
 
@@ -208,6 +204,11 @@ def _give_back(pool: Pool) -> None:
 def _maker(model: ParallelModel, plan: Plan, threads: int) -> MakeReplica:
     """What starts a replica, by the executor asked for."""
     each = max(1, threads // plan.mesh.size)
-    from .threads import ThreadReplica
+    folder, options, target = model.folder.resolve(), model.options, model.target
+    if options.executor == "threads":
+        from .threads import ThreadReplica
 
-    return partial(ThreadReplica, model.folder, plan, target=model.target, threads=each)
+        return partial(ThreadReplica, folder, plan, target=target, threads=each)
+    from .processes import ProcessReplica
+
+    return partial(ProcessReplica, folder, plan, options=options, target=target, threads=each)

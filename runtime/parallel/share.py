@@ -66,6 +66,10 @@ class ShareRunner(Closing):
         self._sessions: dict[int, _Session] = {}
         self.place = f"stage {stage} shard {shard}"
         self.reads = {entry: _reads(wiring, stage) for entry, wiring in plan.entries.items()}
+        self.meetings = {
+            entry: sum(isinstance(step, Collective) for step in steps)
+            for entry, steps in self._share.steps.items()
+        }
         self.gives = {entry: _gives(wiring, stage, shard) for entry, wiring in plan.entries.items()}
 
     def load(self, entry: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def spans(count: int, parts: int) -> list[tuple[int, int]]:
     """``count`` things in ``parts`` contiguous spans, the first ones the larger."""
     whole, rest = divmod(count, parts)
     starts = [part * whole + min(part, rest) for part in range(parts + 1)]
-    return list(zip(starts[:-1], starts[1:], strict=True))
+    return list(itertools.pairwise(starts))
 
 
 def rows_of(wiring: EntryPlan, arrays: Arrays) -> int | None:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 from ...compiler.errors import WorkerError
 from ...compiler.options import Target
-from ...compiler.parallel.mesh import Mesh
 from ...compiler.parallel.plan import Plan
 from ...compiler.reference import Array
 from .meeting import Alone, ExchangeGroup, Group
@@ -26,8 +25,8 @@ class ThreadReplica(Relay):
     """Ranks as threads. One that hangs can't be ended: it is left behind, and ends when what it runs does."""
 
     def __init__(self, folder: Path, plan: Plan, name: str, *, target: Target, threads: int = 1) -> None:
-        mesh = Mesh(1, plan.mesh.pp, plan.mesh.tp)
-        super().__init__(mesh, name, 2 * mesh.pp)
+        super().__init__(plan, name, 2 * plan.mesh.pp)
+        mesh = self._mesh
         self._statuses = [Status() for _ in range(mesh.size)]
         self._inboxes: list[Inbox] = [SimpleQueue() for _ in range(mesh.size)]
         self._boxes: list[SimpleQueue[Any]] = []
