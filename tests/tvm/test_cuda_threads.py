@@ -14,7 +14,7 @@ from miaotui.compiler.codegen.tvm.pipeline import FUSE, relax_passes
 from miaotui.compiler.codegen.tvm.target import spelled
 from miaotui.compiler.codegen.tvm.threads import THREADS, threads_bound
 from miaotui.compiler.codegen.tvm.versions import require_tvm
-from miaotui.compiler.ir.builder import Builder
+from miaotui.compiler.ir.builder import FLOAT16, Builder
 from miaotui.compiler.ir.evaluate import evaluate
 from miaotui.compiler.options import Target
 from miaotui.compiler.program import Program
@@ -44,6 +44,15 @@ def test_products_share_memory_and_short_sums_are_a_threads() -> None:
     assert 'scope="shared"' in found["conv"] and 'sblock("pad")' not in found["conv"]
     assert 'scope="local"' in found["fused_conv1_relu"] and "shared" not in found["fused_conv1_relu"]
     assert all('thread="threadIdx.x"' in text for text in found.values())
+
+
+def test_halves_go_to_tensor_cores() -> None:
+    b = Builder()
+    x = b.input("x", ("batch", "tokens", 64), FLOAT16)
+    h = b.op("MatMul", x, b.weight("w", RANDOM.standard_normal((64, 64)).astype(np.float16)))
+    b.output(b.op("Attention", h, x, x, q_num_heads=4, kv_num_heads=2, is_causal=1), "y")
+    names = kernels_of(b.program())
+    assert {"tensor_matmul_fp16_64x64_64x64x32", "flash_fp16_4x2x16x32_add1"} <= set(names)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .. import flash
+from .. import flash, tensor_cores
 from ..indices import checked
 from ..kernels import cuda_cached
 from ..kernels.cuda_attention import Heads
@@ -99,6 +99,10 @@ def attend(
     """softmax(scale * query @ keyᵀ + bias) @ value, [batch, heads, tokens, size of values]."""
     if fits_kernel(b, query, key, value, bias):
         return by_kernel(b, query, key, value, None, bias, scale=scale, softcap=softcap, seen=seen)
+    if not softcap:
+        found = tensor_cores.attention(b, query, key, value, bias, scale)
+        if found is not None:
+            return found
     scores = _scores(b, query, key, scale)
     if bias is not None:
         scores = mapped(b, lambda s, m: s + m.astype(s.ty.dtype), [scores, bias], "add")
