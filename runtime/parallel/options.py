@@ -16,8 +16,9 @@ Collectives: TypeAlias = Literal["auto", "memory", "gloo", "nccl"]
 class ParallelOptions:
     """Of an executor. Values may be given as text.
 
-    ``timeout``: seconds that one attempt of a request may take, and a worker to start. ``retries``: attempts
-    after the first. ``micro_batches``: into how many a replica's rows are cut; 0 takes one for each stage.
+    ``timeout``: seconds that one attempt of a request may take; ``start_timeout``: workers to start.
+    ``retries``: attempts after the first. ``micro_batches``: into how many a replica's rows are cut, 0 takes
+    one for each stage.
     ``collectives``: what carries them between processes; auto takes shared memory on one machine, and on a
     cluster gloo, or NCCL where the target is CUDA. ``address``: of a Ray cluster, ``auto``, ``host:port`` or
     ``ray://host:port``; empty starts one on this machine. ``placement``: how Ray lays ranks on nodes.
@@ -29,6 +30,7 @@ class ParallelOptions:
 
     executor: ExecutorName = "threads"
     timeout: float = 300.0
+    start_timeout: float = 120.0
     retries: int = 2
     micro_batches: int = 0
     collectives: Collectives = "auto"
@@ -47,7 +49,7 @@ class ParallelOptions:
             found.append(_unknown("collectives", self.collectives, get_args(Collectives)))
         if self.placement not in _PLACEMENTS:
             found.append(_unknown("placement", self.placement, _PLACEMENTS))
-        for name, low in (("timeout", 0.001), ("retries", 0), ("micro_batches", 0)):
+        for name, low in (("timeout", 0.001), ("start_timeout", 0.001), ("retries", 0), ("micro_batches", 0)):
             if getattr(self, name) < low:
                 found.append(Problem(f"--executor: {name}", f"{getattr(self, name)} is less than {low:g}"))
         return found

@@ -93,15 +93,24 @@ class Member:
 
 
 class Pool(Closing):
-    """The replicas of a plan, started. Calls may come from several threads.
+    """The replicas of a plan, started. Calls may come from several threads. ``release``: called at its end.
 
     Raises: UnsupportedError if the plan asks for what executors don't do.
     """
 
-    def __init__(self, plan: Plan, options: ParallelOptions, make: MakeReplica, place: str) -> None:
-        if problems := _refused(plan, place):
-            raise UnsupportedError.of(problems)
+    def __init__(
+        self,
+        plan: Plan,
+        options: ParallelOptions,
+        make: MakeReplica,
+        place: str,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         self.plan, self.options, self.place = plan, options, place
+        self._release = release
+        if problems := _refused(plan, place):
+            release()
+            raise UnsupportedError.of(problems)
         start = time.perf_counter()
         self._starter = ThreadPoolExecutor(plan.mesh.dp, "miaotui replica")
         self.members = [Member(number, make, self._starter) for number in range(plan.mesh.dp)]
@@ -239,6 +248,7 @@ class Pool(Closing):
         for member in self.members:
             member.close()
         self._starter.shutdown(wait=True)
+        self._release()
 
 
 @dataclass(slots=True)

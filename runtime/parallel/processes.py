@@ -63,7 +63,7 @@ class ProcessReplica(Relay):
         self._controls: list[Channel] = []
         try:
             self._inlets = self._spawn(folder, options, target, threads)
-            self._greet(options.timeout)
+            self._greet(options.start_timeout)
         except BaseException:
             self.close()
             raise
@@ -134,7 +134,8 @@ class ProcessReplica(Relay):
         for rank, control in enumerate(self._controls):
             place = f"{self._name}, {self.describe(rank)}"
             if not control.poll(max(0.0, deadline - time.monotonic())):
-                raise WorkerError(place, f"did not start within {timeout:g} s", "give more with timeout=…")
+                fact = f"did not start within {timeout:g} s"
+                raise WorkerError(place, fact, "give more with start_timeout=…")
             try:
                 hello: Hello = control.recv()
             except (EOFError, OSError):

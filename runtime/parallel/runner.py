@@ -184,7 +184,7 @@ def _borrow(model: ParallelModel, threads: int) -> Pool:
     key = (model.folder, plan.dumps(), model.options, model.target, threads)
     with _LOCK:
         if key not in _POOLS:
-            _POOLS[key] = Pool(plan, model.options, _maker(model, plan, threads), model.place), 0
+            _POOLS[key] = _pool(model, plan, threads), 0
         pool, users = _POOLS[key]
         _POOLS[key] = pool, users + 1
         return pool
@@ -201,14 +201,22 @@ def _give_back(pool: Pool) -> None:
     pool.close()
 
 
-def _maker(model: ParallelModel, plan: Plan, threads: int) -> MakeReplica:
-    """What starts a replica, by the executor asked for."""
+def _pool(model: ParallelModel, plan: Plan, threads: int) -> Pool:
+    """Its replicas started, by the executor asked for."""
     each = max(1, threads // plan.mesh.size)
     folder, options, target = model.folder.resolve(), model.options, model.target
     if options.executor == "threads":
         from .threads import ThreadReplica
 
-        return partial(ThreadReplica, folder, plan, target=target, threads=each)
+        make: MakeReplica = partial(ThreadReplica, folder, plan, target=target, threads=each)
+        return Pool(plan, options, make, model.place)
+    if options.executor == "ray":
+        from .ray_actors import RayReplica, connected, disconnect
+
+        make = partial(RayReplica, folder, plan, options=options, target=target, threads=each)
+        connected(options, plan.mesh.size * each)
+        return Pool(plan, options, make, model.place, disconnect)
     from .processes import ProcessReplica
 
-    return partial(ProcessReplica, folder, plan, options=options, target=target, threads=each)
+    make = partial(ProcessReplica, folder, plan, options=options, target=target, threads=each)
+    return Pool(plan, options, make, model.place)

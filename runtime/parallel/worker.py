@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -56,6 +57,7 @@ class Hello:
 
     version: str
     error: Exception | None = None
+    pid: int = field(default_factory=os.getpid)
 
 
 class SharedStatus(Status):
@@ -67,7 +69,7 @@ class SharedStatus(Status):
         self._cells = cells
 
     @property
-    def number(self) -> int:  # type: ignore[override]
+    def number(self) -> int:
         """Of the run it is at."""
         return int(self._cells[0])
 
@@ -76,7 +78,7 @@ class SharedStatus(Status):
         self._cells[0] = value
 
     @property
-    def phase(self) -> int:  # type: ignore[override]
+    def phase(self) -> int:
         """What it does."""
         return int(self._cells[1])
 

@@ -1,0 +1,109 @@
+"""Ranks as actors of a Ray cluster of two nodes on this machine: killed workers, a lost node, collectives."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from miaotui.compiler.errors import CompileError, WorkerError
+from miaotui.compiler.manifest import Entry
+from miaotui.compiler.parallel.mesh import Mesh
+from miaotui.runtime.generate.decoder import Decoder
+from miaotui.runtime.parallel.options import ParallelOptions
+from miaotui.runtime.parallel.ray_actors import QUIET, RayReplica
+from miaotui.runtime.parallel.runner import ParallelModel, ParallelRunner
+from support.plans import CLASSES, WIDTH, run_whole, spec, write_plan
+from support.stateful_plans import DECODING, SIGNATURE, write_greedily, write_stateful_plan
+
+pytestmark = pytest.mark.slow
+
+MAIN = Entry((spec("x", WIDTH),), (spec("h", WIDTH), spec("y", CLASSES)))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes, everything on the loopback address; nothing of it is left afterwards."""
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        import ray
+        from ray.cluster_utils import Cluster
+
+        memory = 80 << 20
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 4, "object_store_memory": memory, "include_dashboard": False},
+        )
+        made.add_node(num_cpus=2, object_store_memory=memory)
+        ray.init(address=made.address, log_to_driver=False, logging_level="error")
+        yield made
+        ray.shutdown()
+        made.shutdown()
+    left = [p for p in psutil.Process().children(recursive=True) if p not in before]
+    assert psutil.wait_procs(left, 20)[1] == []
+
+
+def opened(folder: Path, mesh: Mesh, text: str = "ray") -> ParallelRunner:
+    write_plan(folder, mesh)
+    return ParallelModel(folder, MAIN, options=ParallelOptions.parse(text)).open(1)
+
+
+def pids(runner: ParallelRunner) -> list[int]:
+    replica = runner._open().members[0].current()[0]
+    assert isinstance(replica, RayReplica)
+    return replica.pids
+
+
+def batch(number: int) -> np.ndarray:
+    return np.random.default_rng(number).standard_normal((5, WIDTH)).astype(np.float32)
+
+
+def check(found: dict[str, np.ndarray], number: int) -> None:
+    for name, wanted in run_whole(batch(number)).items():
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_killed_and_hung_actors_lose_nothing(cluster: Any, tmp_path: Path) -> None:
+    with opened(tmp_path, Mesh(pp=2), "ray{timeout=6}") as runner, ThreadPoolExecutor(3) as callers:
+        answers = [callers.submit(runner.run, {"x": batch(number)}) for number in range(40)]
+        answers[7].result()
+        os.kill(pids(runner)[1], signal.SIGKILL)
+        for number, answer in enumerate(answers):
+            check(answer.result(), number)
+        os.kill(pids(runner)[0], signal.SIGSTOP)
+        check(runner.run({"x": batch(41)}), 41)
+
+
+def test_a_group_meets_through_torch_and_an_error_in_it_is_the_callers(cluster: Any, tmp_path: Path) -> None:
+    write_stateful_plan(tmp_path, Mesh(pp=2, tp=2))
+    options = ParallelOptions.parse("ray{timeout=60}")
+    with ParallelModel(tmp_path, SIGNATURE, "decode", DECODING, options=options).open(1) as runner:
+        before = pids(runner)
+        decoder = Decoder(runner, DECODING)
+        with pytest.raises(CompileError, match="indices element out of data bounds") as caught:
+            decoder.prefill(0, [1000])
+        assert not isinstance(caught.value, WorkerError)
+        decoder.prefill(0, [1, 2, 3])
+        written = []
+        for _ in range(4):
+            written.append(int(decoder.tokens[0, 0]))
+            decoder.step()
+        assert written == write_greedily([1, 2, 3], 4)
+        assert pids(runner) == before
+
+
+def test_ranks_of_a_lost_node_go_to_another(cluster: Any, tmp_path: Path) -> None:
+    with opened(tmp_path, Mesh(pp=2), "ray{placement=SPREAD,timeout=60,retries=3}") as runner:
+        check(runner.run({"x": batch(0)}), 0)
+        cluster.remove_node(cluster.worker_nodes and next(iter(cluster.worker_nodes)), allow_graceful=False)
+        check(runner.run({"x": batch(1)}), 1)
+        with pytest.raises(WorkerError, match="the cluster has no room for 8 ranks"):
+            opened(tmp_path / "large", Mesh(pp=2, tp=4), "ray{start_timeout=2}")
