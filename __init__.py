@@ -152,11 +152,15 @@ def compile(  # noqa: A001 - the verb of the command line
     return compile_model(model, chosen, output=output, inputs=inputs, progress=progress)
 
 
-def open(folder: str | PathLike[str]) -> Executable:  # noqa: A001 - the verb's name
-    """Open an executable folder. Raises: ArtifactError if it is damaged or not ours."""
+def open(folder: str | PathLike[str], *, executor: str = "threads") -> Executable:  # noqa: A001 - the verb
+    """Open an executable folder. Raises: ArtifactError if it is damaged or not ours.
+
+    ``executor``: what runs the ranks of a partitioned one: ``threads``, ``processes{timeout=60}``,
+    ``ray{address=auto}``; options are the fields of ``runtime.parallel.options.ParallelOptions``.
+    """
     from .driver import open as open_folder
 
-    return open_folder(folder)
+    return open_folder(folder, executor=executor)
 
 
 def verify(

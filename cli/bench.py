@@ -9,6 +9,7 @@ import typer
 from ..compiler.errors import OptionError
 from . import arguments as a
 from .console import Format, print_json, stdout
+from .executor import Executor
 
 if TYPE_CHECKING:
     from ..runtime.bench import BenchResult
@@ -55,6 +56,7 @@ def bench(
     runs: Runs = None,
     seconds: Seconds = None,
     threads: a.Threads = None,
+    executor: Executor = "threads",
     size: Size = "",
     prompt: PromptTokens = "",
     new: NewTokens = "",
@@ -74,7 +76,8 @@ def bench(
     from .progress import watched
 
     sizes = a.sizes(size)
-    with watched(quiet=quiet) as progress, driver.open(folder) as executable, progress.stage("bench"):
+    opened = driver.open(folder, executor=executor)
+    with watched(quiet=quiet) as progress, opened as executable, progress.stage("bench"):
         plain = bool(sizes or runs or seconds or against in executable.manifest.variants)
         result: BenchResult | GenerationBench
         if prompt or new or batch or repeats or (executable.manifest.decoding is not None and not plain):

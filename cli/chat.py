@@ -12,6 +12,7 @@ from ..compiler.errors import CompileError
 from . import arguments as a
 from . import generation as g
 from .console import stderr
+from .executor import Executor
 from .failure import report
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def chat(
     stop: g.Stop = [],  # noqa: B006 - typer copies it
     speculate: g.Speculate = 0,
     threads: g.Threads = None,
+    executor: Executor = "threads",
     temperature: g.Temperature = None,
     top_k: g.TopK = None,
     top_p: g.TopP = None,
@@ -52,7 +54,7 @@ def chat(
         seed=seed,
     )
     interactive = sys.stdin.isatty()
-    with g.opened(model, threads, quiet=quiet) as executable:
+    with g.opened(model, threads, quiet=quiet, executor=executor) as executable:
         conversation = executable.chat(system, threads=threads, **options)
         if interactive and not quiet:
             stderr().print(HELP, style="dim")

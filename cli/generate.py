@@ -11,6 +11,7 @@ import typer
 from . import arguments as a
 from . import generation as g
 from .console import Format, print_json, stderr
+from .executor import Executor
 from .failure import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def generate(
     speculate: g.Speculate = 0,
     rows: Rows = 8,
     threads: g.Threads = None,
+    executor: Executor = "threads",
     temperature: g.Temperature = None,
     top_k: g.TopK = None,
     top_p: g.TopP = None,
@@ -72,7 +74,7 @@ def generate(
     )
     texts = _prompts(prompt, file)
     prompts = [_messages(text, system) if chat or system is not None else text for text in texts]
-    with g.opened(model, threads, quiet=quiet) as executable:
+    with g.opened(model, threads, quiet=quiet, executor=executor) as executable:
         if file is None and output_format is Format.table:
             finished = _stream(executable, prompts[0], threads, options, stats)
         else:

@@ -89,7 +89,9 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(model: str, threads: int | None, *, quiet: bool) -> Iterator[Executable]:
+def opened(
+    model: str, threads: int | None, *, quiet: bool, executor: str = "threads"
+) -> Iterator[Executable]:
     """The executable folder ``model``, or one that is compiled from it and removed afterwards."""
     from .. import driver
     from ..compiler.artifact import is_executable
@@ -97,7 +99,7 @@ def opened(model: str, threads: int | None, *, quiet: bool) -> Iterator[Executab
 
     path = Path(model)
     if is_executable(path) or not path.exists():
-        with driver.open(path) as executable:
+        with driver.open(path, executor=executor) as executable:
             yield executable
         return
     from ..compiler.options import CompileOptions

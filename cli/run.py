@@ -10,6 +10,7 @@ import typer
 
 from . import arguments as a
 from .console import Format, print_json, stdout
+from .executor import Executor
 
 if TYPE_CHECKING:
     from ..compiler.reference import Array, Arrays
@@ -36,6 +37,7 @@ def run(
     size: Size = "",
     variant: Variant = None,
     threads: a.Threads = None,
+    executor: Executor = "threads",
     seed: a.Seed = 0,
     output_format: a.FormatOption = Format.table,
     verbose: a.Verbose = False,
@@ -44,7 +46,7 @@ def run(
     from .. import driver
 
     arrays = _given(folder, inputs, random)
-    with driver.open(folder) as executable:
+    with driver.open(folder, executor=executor) as executable:
         if arrays is None:
             arrays = _made_up(executable, a.sizes(size), seed)
         results = executable.runner(variant, threads=threads).run(arrays)

@@ -10,6 +10,7 @@ import typer
 from ..compiler.errors import VerificationError
 from . import arguments as a
 from .console import Format, print_json, stdout
+from .executor import Executor
 
 if TYPE_CHECKING:
     from ..driver.mending import Repair as Mended
@@ -51,6 +52,7 @@ def verify(
     layers: Layers = True,
     bisect: Bisect = True,
     repair: Repair = False,
+    executor: Executor = "threads",
     output_format: a.FormatOption = Format.table,
     quiet: a.Quiet = False,
     verbose: a.Verbose = False,
@@ -63,7 +65,7 @@ def verify(
     from .progress import watched
 
     arrays = a.example_arrays(inputs)
-    with watched(quiet=quiet) as progress, driver.open(folder) as executable:
+    with watched(quiet=quiet) as progress, driver.open(folder, executor=executor) as executable:
         with progress.stage("verify"):
             result = driver.verify(
                 executable, reference, arrays, tolerance=tolerance, layers=layers, bisect=bisect

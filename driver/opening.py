@@ -10,12 +10,21 @@ from ..compiler.manifest import Manifest
 from ..compiler.reference import Reference
 from ..frontends.load import reference_of
 from ..runtime.executable import Executable
+from ..runtime.parallel.options import ParallelOptions
 
 
-def open_folder(folder: str | PathLike[str], *, temporary: bool = False) -> Executable:
-    """The executable in ``folder``. Raises: ArtifactError if it is missing, damaged or not ours."""
+def open_folder(
+    folder: str | PathLike[str], *, temporary: bool = False, executor: str = "threads"
+) -> Executable:
+    """The executable in ``folder``; ``executor``: what runs it where it is partitioned.
+
+    Raises: ArtifactError if it is missing, damaged or not ours, OptionError for an unknown executor.
+    """
+    parallel = ParallelOptions.parse(executor)
     artifact = Artifact(Path(folder))
-    return Executable(artifact, lambda source: resolve(source, artifact.manifest), temporary=temporary)
+    return Executable(
+        artifact, lambda source: resolve(source, artifact.manifest), temporary=temporary, parallel=parallel
+    )
 
 
 def resolve(source: object, manifest: Manifest) -> Reference:

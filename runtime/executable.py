@@ -28,6 +28,7 @@ from .call import default_call, flatten, unflatten
 from .compare import Limit
 from .generate import Conversation, Generation, GenerationOptions, Generator, Stream
 from .generate.bench import GenerationBench, bench_generation, workloads
+from .parallel.options import ParallelOptions
 from .samples import sample_inputs
 from .session import model_of, open_runner
 from .tensors import fitted
@@ -44,23 +45,33 @@ Resolve = Callable[[object], Reference]
 
 
 def open_executable(
-    folder: str | PathLike[str], resolve_reference: Resolve | None = None, *, temporary: bool = False
+    folder: str | PathLike[str],
+    resolve_reference: Resolve | None = None,
+    *,
+    temporary: bool = False,
+    parallel: ParallelOptions | None = None,
 ) -> Executable:
     """Open an executable folder. Raises: ArtifactError if it is missing, damaged or not ours."""
-    return Executable(Artifact(Path(folder)), resolve_reference, temporary=temporary)
+    return Executable(Artifact(Path(folder)), resolve_reference, temporary=temporary, parallel=parallel)
 
 
 class Executable(Closing):
     """An executable folder, opened. Sessions start when first needed; calls may come from several threads.
 
     ``resolve_reference`` makes a Reference from whatever ``verify`` is given. ``temporary``: the folder is
-    removed with the Executable.
+    removed with the Executable. ``parallel``: what runs the ranks of partitioned variants; threads if None.
     """
 
     def __init__(
-        self, artifact: Artifact, resolve_reference: Resolve | None = None, *, temporary: bool = False
+        self,
+        artifact: Artifact,
+        resolve_reference: Resolve | None = None,
+        *,
+        temporary: bool = False,
+        parallel: ParallelOptions | None = None,
     ) -> None:
         self._artifact = artifact
+        self._parallel = parallel
         self._resolve = resolve_reference
         self._runners: dict[tuple[str, str, int | None], Runner] = {}
         self._generators: dict[tuple[str, int | None], Generator] = {}
@@ -125,7 +136,9 @@ class Executable(Closing):
                 raise CompileError(self.folder.name, "was closed", "open it again")
             key = (name, entry, threads)
             if key not in self._runners:
-                self._runners[key] = open_runner(self._artifact, name, entry=entry, threads=threads)
+                self._runners[key] = open_runner(
+                    self._artifact, name, entry=entry, threads=threads, parallel=self._parallel
+                )
             return self._runners[key]
 
     @overload
@@ -330,7 +343,7 @@ class Executable(Closing):
         weights = self.manifest.files.get(WEIGHTS)
         return Candidate(
             label,
-            lambda: open_runner(self._artifact, variant, threads=threads),
+            lambda: open_runner(self._artifact, variant, threads=threads, parallel=self._parallel),
             weights.size if weights else 0,
         )
 
