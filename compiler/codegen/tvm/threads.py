@@ -46,7 +46,7 @@ class _Short:
     """A thread for each result, where dlight would have a block share out a handful of elements."""
 
     def apply(self, function: Any, target: Any, tunable: bool) -> Any:
-        """A schedule of kernels with one reduction, of a known and small size; else None."""
+        """A schedule of kernels with one reduction to one tensor, of a known and small size; else None."""
         from tvm import s_tir
         from tvm.s_tir import dlight
 
@@ -56,6 +56,8 @@ class _Short:
         if len(found) != 1 or not _is_short([i.dom for i in found[0].iters if i.kind == "R"]):
             return None
         block, kinds = found[0].block_rv, found[0].dom_kind()
+        if len(schedule.get(block).writes) != 1:  # pairs of place and value
+            return None
         loops = list(zip(schedule.get_loops(block), kinds, strict=True))
         outer, inner = ([loop for loop, kind in loops if kind == wanted] for wanted in "SR")
         schedule.reorder(*outer, *inner)
