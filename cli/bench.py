@@ -12,8 +12,11 @@ from .console import Format, print_json, stdout
 from .executor import Executor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..runtime.bench import BenchResult
-    from ..runtime.generate.bench import GenerationBench
+    from ..runtime.generate.bench import GenerationBench, Workload
+    from ..runtime.metering import Usage
 
 Against = Annotated[
     str | None,
@@ -127,7 +130,7 @@ def show_generation(result: GenerationBench) -> None:
         for name, gain in (("prefill", f.prefill_speedup), ("decode", f.decode_speedup)):
             if gain is not None:
                 told = f"{gain.ratio:.2f}× [{gain.low:.2f}, {gain.high:.2f}] (CI95), {gain.verdict}"
-                gains.append((f"{name} {w.prompt}+{w.new}×{w.batch}", told))
+                gains.append((f"{name} {_size(w)}", told))
     console, where = stdout(), result.conditions
     put(console, made)
     facts(
@@ -140,8 +143,36 @@ def show_generation(result: GenerationBench) -> None:
             ("device", f"{where.target}: {where.cpu}, {where.cores} cores, load {where.load:.1f}"),
             ("runtime", f"onnxruntime {where.versions.get('onnxruntime', '?')}"),
             ("peak memory", megabytes(result.peak_rss)),
+            *used([(f"{f.name} {_size(f.workload)}", f.usage) for f in result.figures], "token"),
         ],
     )
+
+
+def used(usages: Sequence[tuple[str, Usage | None]], unit: str) -> list[tuple[str, str]]:
+    """What each candidate took of the device by its counters; what is missing says why, once."""
+    from .tables import megabytes
+
+    rows: list[tuple[str, str]] = []
+    reasons: dict[str, None] = {}
+    for name, usage in usages:
+        if usage is None:
+            continue
+        reasons |= dict.fromkeys(f"{key}: {why}" for key, why in usage.why.items() if key != "per_run")
+        told = [
+            None if usage.per_run is None else f"{usage.per_run:.3g} J per {unit}, {usage.watts or 0:.0f} W",
+            None if usage.memory_peak is None else f"{megabytes(usage.memory_peak)} of the device in use",
+            None if usage.clocks is None else "clock {}..{} MHz".format(*usage.clocks),
+            None if not usage.throttling else f"slowed down by {', '.join(usage.throttling)}",
+        ]
+        if any(told):
+            rows.append((f"device, {name}", "; ".join(part for part in told if part)))
+    if len({reason.partition(": ")[2] for reason in reasons}) == 1:
+        return [*rows, ("not counted", next(iter(reasons)).partition(": ")[2])]
+    return [*rows, *(("not counted", reason) for reason in reasons)]
+
+
+def _size(workload: Workload) -> str:
+    return f"{workload.prompt}+{workload.new}×{workload.batch}"
 
 
 def show(result: BenchResult) -> None:
@@ -180,5 +211,6 @@ def show(result: BenchResult) -> None:
             ("runtime", f"onnxruntime {where.versions.get('onnxruntime', '?')}"),
             ("peak memory", megabytes(result.peak_rss)),
             ("sessions", None if result.together else "one at a time: they don't fit in memory together"),
+            *used([(item.name, item.usage) for item in result.candidates], "run"),
         ],
     )

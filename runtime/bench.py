@@ -13,6 +13,8 @@ from ..compiler.jsonable import to_json
 from ..compiler.options import Target
 from ..compiler.reference import Array, Arrays
 from .conditions import Conditions, available_memory, conditions, peak_rss
+from .counters import Counters
+from .metering import Usage, metered
 from .tensors import fitted
 from .timing import SETTLE, Latency, Speedup, Timings, interleave
 
@@ -48,13 +50,17 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One candidate's figures, times in seconds. ``speedup`` is against the last one, the baseline."""
+    """One candidate's figures, times in seconds. ``speedup`` is against the last one, the baseline.
+
+    ``usage``: what the device's counters say of a stretch of its runs; None if it was not metered.
+    """
 
     name: str
     latency: Latency
     load: float
     first_call: float
     speedup: Speedup | None = None
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,7 @@ def bench(
     together: bool | None = None,
     settle: float = SETTLE,
     enough: Callable[[Timings], bool] = lambda timings: False,
+    counters: Counters | None = None,
 ) -> BenchResult:
     """Time ``candidates`` on the same ``inputs``; the last is the baseline of the others' speedup.
 
@@ -108,6 +115,7 @@ def bench(
     ``seconds`` bounds the time, but six rounds of calls are always made, or two of openings.
     ``together``: keep all sessions open and interleave single calls; else one session is in memory at a
     time and whole passes are interleaved. None: together if they fit in half of the free memory.
+    ``counters``: of the device, to meter a second of each candidate's runs by, after they were timed.
     Raises: InputError if the inputs don't fit a candidate.
     """
     before = conditions(target, threads)
@@ -115,8 +123,8 @@ def bench(
         free = available_memory()
         together = free is None or 2 * sum(c.size for c in candidates) < free / 2
     measure = _together if together else _one_by_one
-    pace = _Pace(runs, seconds, settle if before.threads > 1 else 0.0, enough)
-    opened, timings = measure(candidates, inputs, pace)
+    pace = _Pace(runs, seconds, settle if before.threads > 1 else 0.0, enough, counters)
+    opened, timings, usages = measure(candidates, inputs, pace)
     baseline = candidates[-1].name
     measured = tuple(
         Measured(
@@ -124,6 +132,7 @@ def bench(
             timings.latency(c.name),
             *opened[c.name],
             speedup=timings.speedup(c.name, baseline) if c.name != baseline else None,
+            usage=usages.get(c.name),
         )
         for c in candidates
     )
@@ -132,6 +141,7 @@ def bench(
 
 
 Opened = dict[str, tuple[float, float]]
+Usages = dict[str, Usage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +152,12 @@ class _Pace:
     seconds: float | None
     settle: float
     enough: Callable[[Timings], bool]
+    counters: Counters | None
 
 
 def _together(
     candidates: Sequence[Candidate], inputs: Mapping[str, Array], pace: _Pace
-) -> tuple[Opened, Timings]:
+) -> tuple[Opened, Timings, Usages]:
     opened: Opened = {}
     runners: dict[str, TimedRunner] = {}
     try:
@@ -155,7 +166,9 @@ def _together(
             runner = runners[candidate.name] = candidate.open()
             calls[candidate.name], opened[candidate.name] = _first_call(runner, inputs)
         timings = interleave(calls, pace.runs, seconds=pace.seconds, settle=pace.settle, enough=pace.enough)
-        return opened, timings
+        counters = pace.counters
+        usages = {} if counters is None else {n: metered(call, counters) for n, call in calls.items()}
+        return opened, timings, usages
     finally:
         for runner in runners.values():
             runner.close()
@@ -163,8 +176,9 @@ def _together(
 
 def _one_by_one(
     candidates: Sequence[Candidate], inputs: Mapping[str, Array], pace: _Pace
-) -> tuple[Opened, Timings]:
+) -> tuple[Opened, Timings, Usages]:
     opened: Opened = {}
+    usages: Usages = {}
     rounds: dict[str, list[tuple[float, ...]]] = {c.name: [] for c in candidates}
     share = None if pace.seconds is None else pace.seconds / (_ROUNDS_ALONE * len(candidates))
     end = math.inf if pace.seconds is None else time.perf_counter() + pace.seconds
@@ -177,8 +191,10 @@ def _one_by_one(
                 call, first = _first_call(runner, inputs)
                 opened.setdefault(candidate.name, first)
                 alone = interleave({"": call}, runs, seconds=share, settle=pace.settle)
+                if pace.counters is not None and candidate.name not in usages:
+                    usages[candidate.name] = metered(call, pace.counters)
             rounds[candidate.name].append(tuple(s for block in alone.rounds[""] for s in block))
-    return opened, Timings({name: tuple(blocks) for name, blocks in rounds.items()})
+    return opened, Timings({name: tuple(blocks) for name, blocks in rounds.items()}), usages
 
 
 def _first_call(

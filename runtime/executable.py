@@ -26,6 +26,7 @@ from .base import Runner
 from .bench import BenchResult, Candidate, bench
 from .call import default_call, flatten, unflatten
 from .compare import Limit
+from .counters import counters_of
 from .generate import Conversation, Generation, GenerationOptions, Generator, Stream
 from .generate.bench import GenerationBench, bench_generation, workloads
 from .parallel.options import ParallelOptions
@@ -300,6 +301,7 @@ class Executable(Closing):
                 target=Target.parse(record.target),
                 threads=threads,
                 together=together,
+                counters=counters_of(Target.parse(record.target)),
             )
 
     def bench_generation(
@@ -324,7 +326,8 @@ class Executable(Closing):
                 label = other[1] if other[0] is self else f"{other[0].folder.name} ({other[1]})"
                 label = f"{label} (again)" if label == name else label
                 candidates[label] = other[0].generator(other[1], threads=threads)
-            return bench_generation(candidates, asked, repeats=repeats, threads=threads)
+            target = Target.parse(self.manifest.variants[name].target)
+            return bench_generation(candidates, asked, repeats=repeats, target=target, threads=threads)
 
     def _opponent(
         self, against: Executable | str | PathLike[str] | None, name: str, stack: ExitStack

@@ -7,6 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from ...compiler.errors import OptionError, Problem
 from ...compiler.jsonable import to_json
 from ...compiler.options import Target
 from ..conditions import Conditions, conditions, peak_rss
+from ..counters import Counters, counters_of
+from ..metering import Meter, Usage
 from ..timing import SETTLE, Speedup
 from ..timing import Timings as Rounds
 from .decoder import Decoder
@@ -41,6 +44,7 @@ class GenerationFigures:
     ``ttft``: until every row has its first token. ``prefill_rate``: prompt tokens per second of all rows;
     ``decode_rate``: new tokens per second of all rows, after the first. ``tpot_p50``, ``tpot_p99``: time per
     output token over all steps. ``prefill_speedup``, ``decode_speedup``: against the last candidate.
+    ``usage``: what the device's counters say of all steps; its ``per_run`` is joules per new token.
     """
 
     name: str
@@ -53,6 +57,7 @@ class GenerationFigures:
     tpot_p99: float | None
     prefill_speedup: Speedup | None = None
     decode_speedup: Speedup | None = None
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +95,25 @@ def bench_generation(
     asked: Sequence[Workload],
     *,
     repeats: int,
+    target: Target | None = None,
     threads: int | None = None,
+    counters: Counters | None = None,
 ) -> GenerationBench:
     """Time ``candidates`` on prompts of random tokens, the last is the baseline of the others.
 
     Each repeat has other tokens, the first one above all: nothing that was kept can help. All candidates
-    take turns within a repeat. Raises: OptionError for workloads that don't fit a candidate's context.
+    take turns within a repeat. ``counters``: of the device; None takes what this machine has for ``target``.
+    Raises: OptionError for workloads that don't fit a candidate's context.
     """
-    before = conditions(Target(), threads)
+    target = Target() if target is None else target
+    before, counters = conditions(target, threads), counters or counters_of(target)
     if problems := list(_misfits(candidates, asked)):
         raise OptionError.of(problems)
     load = {name: generator.runner.load_seconds for name, generator in candidates.items()}
     rest = SETTLE if before.threads > 1 else 0.0
-    figures = [made for workload in asked for made in _measured(candidates, workload, repeats, rest)]
+    figures = [
+        made for workload in asked for made in _measured(candidates, workload, repeats, rest, counters)
+    ]
     return GenerationBench(tuple(figures), load, before, peak_rss())
 
 
@@ -115,9 +126,9 @@ def _misfits(candidates: Mapping[str, Generator], asked: Sequence[Workload]) -> 
 
 
 def _measured(
-    candidates: Mapping[str, Generator], workload: Workload, repeats: int, rest: float
+    candidates: Mapping[str, Generator], workload: Workload, repeats: int, rest: float, counters: Counters
 ) -> Iterator[GenerationFigures]:
-    runs = {name: _Run(generator, workload) for name, generator in candidates.items()}
+    runs = {name: _Run(generator, workload, counters) for name, generator in candidates.items()}
     random = np.random.default_rng(0)
     vocabulary = min(generator.decoding.vocabulary for generator in candidates.values())
     enabled = gc.isenabled()
@@ -140,8 +151,9 @@ def _measured(
 class _Run:
     """One candidate at one workload: its decoder, and the seconds of every repeat."""
 
-    def __init__(self, generator: Generator, workload: Workload) -> None:
+    def __init__(self, generator: Generator, workload: Workload, counters: Counters) -> None:
         self._generator, self._workload = generator, workload
+        self._meter = Meter(counters)
         self._decoder: Decoder | None = None
         self._prefills: list[float] = []
         self._steps: list[list[float]] = []
@@ -152,13 +164,17 @@ class _Run:
         start = time.perf_counter()
         self._decoder = decoder = self._generator.begin(prompts, self._workload.new, self._decoder)
         seconds = [time.perf_counter()]
-        for _ in range(min(count, WARM_UP) if warm_up else count):
-            decoder.step()
-            decoder.tokens.tolist()
-            seconds.append(time.perf_counter())
+        with nullcontext() if warm_up or not count else self._meter:
+            began = time.perf_counter()
+            for _ in range(min(count, WARM_UP) if warm_up else count):
+                decoder.step()
+                decoder.tokens.tolist()
+                seconds.append(time.perf_counter())
         if not warm_up:
             self._prefills.append(seconds[0] - start)
-            self._steps.append([after - before for before, after in itertools.pairwise(seconds)])
+            self._steps.append(
+                [after - before for before, after in itertools.pairwise([began, *seconds[1:]])]
+            )
 
     def figures(self, name: str, baseline: _Run | None) -> GenerationFigures:
         """Medians, and the speedup against ``baseline``."""
@@ -175,6 +191,7 @@ class _Run:
             tpot_p99=float(np.quantile(steps, 0.99)) if steps else None,
             prefill_speedup=None if baseline is None else _speedup(self._prefills, baseline._prefills),
             decode_speedup=_speedup(decodes, baseline._decodes()) if steps and baseline else None,
+            usage=self._meter.usage(w.batch * len(steps)) if steps else None,
         )
 
     def _decodes(self) -> list[float]:
