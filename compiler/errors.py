@@ -11,6 +11,7 @@
     │   ├── UnsupportedError  operators or constructs a frontend or backend does not have           exit 3
     │   ├── PlacementError    nodes that would silently run on another device (--strict)            exit 3
     │   ├── ToolError         a package or program that is not installed                            exit 3
+    │   ├── DeviceError       a device that is out of memory, failed or was lost while it ran           exit 1
     │   ├── WorkerError       a worker of a partitioned program that died or gave no answer in time exit 1
     │   └── VerificationError the executable's outputs differ from the source framework's            exit 1
     └── InternalError         our bug: the verifier or an invariant failed                         exit 70
@@ -106,6 +107,12 @@ class ToolError(CompileError):
     """A package or program that is not installed; the fix is the exact command."""
 
     exit_code = 3
+
+
+class DeviceError(CompileError):
+    """A device that is out of memory, failed or was lost; the place is what it was running."""
+
+    exit_code = 1
 
 
 class WorkerError(CompileError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -70,8 +71,13 @@ def check_placement(program: Program, options: CompileOptions, journal: Journal)
 
 
 def check_session(built: Built, options: CompileOptions, journal: Journal) -> None:
-    """The same, as a real session on the device has placed them. Raises: PlacementError if ``strict``."""
-    _refuse_or_note(left_to_cpu_by(built.model), options, journal)
+    """The same, as real sessions on the device have placed them. Raises: PlacementError if ``strict``."""
+    problems = [
+        replace(problem, place=problem.place if entry == "main" else f"entry {entry}, {problem.place}")
+        for entry, model in built.models.items()
+        for problem in left_to_cpu_by(model)
+    ]
+    _refuse_or_note(problems, options, journal)
 
 
 def _refuse_or_note(problems: list[Problem], options: CompileOptions, journal: Journal) -> None:

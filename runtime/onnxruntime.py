@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from ..compiler.program import DimRange, TensorSpec
 from ..compiler.reference import Array, Arrays
 from .conditions import cores
 from .device import described, is_foreign, on_gpu, run_device, run_values
+from .device_errors import device_failure
 from .messages import translated
 from .taps import computed, tapped
 from .tensors import address_of
@@ -87,6 +89,7 @@ class OnnxRuntimeRunner(Closing):
         self.outputs: Sequence[TensorSpec] = model.signature.outputs
         self.threads = cores() if threads is None else threads
         self._dims = model.dims
+        self._device = model.target.device
         self._place = model.place
         data = tapped(model.data, taps) if taps else model.data
         start = time.perf_counter()
@@ -94,7 +97,6 @@ class OnnxRuntimeRunner(Closing):
         self.load_seconds = time.perf_counter() - start
         self._names = [output.name for output in self._session.get_outputs()]
         self._tensors = {i.name for i in self._session.get_inputs() if i.type.startswith("tensor(")}
-        self._device = model.target.device
         self._has_foreign = any(map(is_foreign, [*self.inputs, *self.outputs]))
         self._accepted: Form | None = None
 
@@ -165,7 +167,7 @@ class OnnxRuntimeRunner(Closing):
         try:
             session.run_with_iobinding(binding)
         except Exception as error:
-            raise translated(error, self._place) from error
+            raise translated(error, self._place, self._device) from error
 
     @contextmanager
     def _translated(self) -> Iterator[Any]:
@@ -175,7 +177,7 @@ class OnnxRuntimeRunner(Closing):
         try:
             yield session
         except Exception as error:
-            raise translated(error, self._place) from error
+            raise translated(error, self._place, self._device) from error
 
     def close(self) -> None:
         """Free the session."""
@@ -203,15 +205,26 @@ def _session(ort: Any, model: OnnxRuntimeModel, data: bytes, threads: int) -> An
     try:
         session = ort.InferenceSession(data, options, providers=providers)
     except Exception as error:
-        raise translated(error, model.place) from error
+        raise translated(error, model.place, model.target.device) from error
     finally:
         del held
     if model.target.device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        fix = "pip install 'onnxruntime-gpu[cuda,cudnn]', and check the driver with nvidia-smi"
-        raise ToolError(
-            "CUDAExecutionProvider", "could not start: a CUDA library, cuDNN or the driver is missing", fix
-        )
+        raise not_started(Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so")
     return session
+
+
+def not_started(provider: Path) -> CompileError:
+    """Why ONNX Runtime left its CUDA provider out, which it only logs: what loading ``provider`` says."""
+    place = "CUDAExecutionProvider"
+    try:
+        ctypes.CDLL(str(provider.with_name("libonnxruntime_providers_shared.so")), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(provider))
+    except OSError as error:
+        found = device_failure(str(error), place)
+        if found is not None:
+            return found
+    fix = "pip install 'onnxruntime-gpu[cuda,cudnn]', and check the driver with nvidia-smi"
+    return ToolError(place, "could not start: a CUDA library, cuDNN or the driver is missing", fix)
 
 
 def _attach_weights(options: Any, model: OnnxRuntimeModel) -> object:
