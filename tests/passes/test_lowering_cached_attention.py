@@ -6,9 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from miaotui.compiler import dialect
+from miaotui.compiler.codegen.onnxruntime.placement import fallbacks
 from miaotui.compiler.ir.builder import FLOAT16, INT64, Builder
 from miaotui.compiler.ir.evaluate import evaluate
+from miaotui.compiler.options import Target
 from miaotui.compiler.program import Program
+from miaotui.passes.base import PassContext
 from miaotui.passes.lowering.onnxruntime import ExpandCachedAttention
 from support.rewriting import assert_same, operators, ort_run, run_pass
 
@@ -103,3 +106,23 @@ def test_the_reference_equals_plain_attention_row_by_row(case: dict) -> None:
         np.testing.assert_array_equal(
             found["present_k"][row, :, length + 4 :], given["past_k"][row, :, length + 4 :]
         )
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "bias" not in case], ids=str)
+def test_on_a_gpu_sizes_do_not_depend_on_the_lengths(case: dict) -> None:
+    made = program(**case)
+    given = feeds(made, 2)
+    expected = evaluate(made.main, given)
+    run_pass(ExpandCachedAttention(), made, PassContext(Target("cuda")))
+    found = operators(made)
+    assert "ReduceMax" not in found and "Slice" not in found
+    assert not fallbacks(made, Target("cuda"))
+    assert_same(expected, ort_run(made, given), 1e-5)
+
+
+def test_a_bias_has_the_size_in_use_on_a_gpu_too() -> None:
+    made = program(scale=0.4, bias=True)
+    given = feeds(made, 2)
+    expected = evaluate(made.main, given)
+    run_pass(ExpandCachedAttention(), made, PassContext(Target("cuda")))
+    assert_same(expected, ort_run(made, given), 1e-5)

@@ -21,7 +21,9 @@ INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 class ExpandCachedAttention(RewritePass):
     """Write CachedAttention as ScatterElements into the cache, MatMul, Softmax and MatMul.
 
-    Query heads that share a key head are folded into the rows of one product, so no head is repeated.
+    Query heads that share a key head are folded into the rows of one product, so no head is repeated. On a
+    GPU the whole capacity is multiplied and masked instead of the part in use: its size is known on the host
+    without waiting for the device, and stays the same from step to step, as CUDA graphs want it.
     """
 
     name: ClassVar[str] = "expand-cached-attention"
@@ -41,7 +43,8 @@ class ExpandCachedAttention(RewritePass):
         value_width, dtype = _size(value, 3), query.dtype
         if dtype is None:
             decline("its dtype is not known")
-        build = _Expansion(at, query, lengths, dtype)
+        fixed = context.target.device != "cpu" and bias is None
+        build = _Expansion(at, query, lengths, dtype, past_key if fixed else None)
         presents = [build.write_back(past, new) for past, new in ((past_key, key), (past_value, value))]
         keys, values = (build.used(p) for p in presents)
 
@@ -68,16 +71,26 @@ class ExpandCachedAttention(RewritePass):
             result = build.reshape(result, [0, heads, -1, value_width])
         for old, new in zip(node.outputs, (result, *presents), strict=True):
             at.replace(old, new)
-        return f"{heads} query and {kv_heads} key heads in standard operators"
+        return (
+            f"{heads} query and {kv_heads} key heads in standard operators{', all of its capacity' * fixed}"
+        )
 
 
 class _Expansion:
-    """What is built around one node; ``tokens`` and ``total``: int64[1]."""
+    """What is built around one node; ``tokens`` and ``total``, keys that are looked at: int64[1].
 
-    def __init__(self, at: Rewriter, query: ir.Value, lengths: ir.Value, dtype: ir.DataType) -> None:
-        self.at, self.dtype = at, dtype
+    ``cache``: a past whose whole capacity is looked at; None for what is in use.
+    """
+
+    def __init__(
+        self, at: Rewriter, query: ir.Value, lengths: ir.Value, dtype: ir.DataType, cache: ir.Value | None
+    ) -> None:
+        self.at, self.dtype, self.whole = at, dtype, cache is not None
         self.tokens = self.op("Shape", query, kind=INT64, start=2, end=3)
-        self.total = self.op("Add", self.op("ReduceMax", lengths, keepdims=1), self.tokens)
+        if cache is not None:
+            self.total = self.op("Shape", cache, kind=INT64, start=2, end=3)
+        else:
+            self.total = self.op("Add", self.op("ReduceMax", lengths, keepdims=1), self.tokens)
         rows = self.op("Unsqueeze", lengths, shape_constant(at, [1, 2, 3]))
         column = self.op("Unsqueeze", self.steps(self.tokens), shape_constant(at, [1]))
         self.positions = self.op("Add", rows, column)  # [batch, 1, tokens, 1]
@@ -116,7 +129,9 @@ class _Expansion:
         return self.op("ScatterElements", past, places, new, axis=2)
 
     def used(self, present: ir.Value) -> ir.Value:
-        """The part of the cache that is in use."""
+        """The part of the cache that is looked at."""
+        if self.whole:
+            return present
         return self.op(
             "Slice", present, shape_constant(self.at, [0]), self.total, shape_constant(self.at, [2])
         )
