@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ...compiler.errors import CompileError
 from ...compiler.reference import Array, Arrays
 
 _ALIGNMENT = 64
@@ -45,7 +46,7 @@ class Writer:
         self._made = 0
 
     def write(self, slot: int, arrays: Mapping[str, Array]) -> dict[str, Shared]:
-        """``arrays`` copied into ``slot``; where they lie. Raises: OSError if shared memory is full."""
+        """``arrays`` copied into ``slot``; where they lie. Raises: CompileError if shared memory is full."""
         plain = {name: array for name, array in arrays.items() if not array.dtype.hasobject}
         offsets, size = {}, 0
         for name, array in plain.items():
@@ -64,18 +65,26 @@ class Writer:
             return held
         self._made += 1
         file = f"{self._name}-{slot}-{self._made}"
-        handle = os.open(self.folder / file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        length = max(_SMALLEST, 1 << (size - 1).bit_length())
         try:
-            length = max(_SMALLEST, 1 << (size - 1).bit_length())
-            # reserved at once: a page that is missing later would end the process
-            os.posix_fallocate(handle, 0, length)
-            memory = mmap.mmap(handle, length)
-        finally:
-            os.close(handle)
+            memory = _reserved(self.folder / file, length)
+        except OSError as error:
+            place, fact = str(self.folder.parent), f"can't give {length:,} bytes: {error.strerror}"
+            raise CompileError(place, fact, "give smaller inputs, or make the place larger") from error
         if held is not None:
             (self.folder / held[0]).unlink(missing_ok=True)
         self._maps[slot] = file, memory
         return file, memory
+
+
+def _reserved(path: Path, length: int) -> mmap.mmap:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        # all of it at once: a page that is missing later would end the process
+        os.posix_fallocate(handle, 0, length)
+        return mmap.mmap(handle, length)
+    finally:
+        os.close(handle)
 
 
 class Reader:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
 
+from ...compiler.errors import WorkerError
 from ...compiler.parallel.plan import Collective
 from ...compiler.reference import Array
 from .work import MEETING, RUNNING, PeerFailedError, Status
@@ -89,7 +91,8 @@ class ExchangeGroup(ABC):
     def abort(self, number: int) -> None:
         """Tell the others that this rank comes to no more collectives of run ``number``."""
         for peer in self._peers:
-            self.send(peer, (number, _FAILED), None)
+            with suppress(WorkerError):  # one that is gone need not be told
+                self.send(peer, (number, _FAILED), None)
 
     def _take(self, peer: int, tag: tuple[int, int], step: Collective) -> Array:
         while True:

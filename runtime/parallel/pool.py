@@ -42,15 +42,16 @@ class Member:
         self.generation = 0
         self._name, self._make, self._starter = f"replica {number}", make, starter
         self._lock = threading.Lock()
-        self._replica: Replica | None = None
+        # both at once: one of an old generation must not pass for the new one's
+        self.live: tuple[Replica, int] | None = None
         self._failed: Future[Replica] | None = None
         self._starting: Future[Replica] = starter.submit(make, self._name)
 
     def current(self) -> tuple[Replica, int]:
         """The replica, once it has started. Raises: what kept it from starting."""
-        replica, generation = self._replica, self.generation
-        if replica is not None and replica.broken is None:
-            return replica, generation
+        live = self.live
+        if live is not None and live[0].broken is None:
+            return live
         with self._lock:
             if self._starting is self._failed:
                 self._renew()
@@ -65,7 +66,7 @@ class Member:
             return self.current()
         with self._lock:
             if self.generation == generation:
-                self._replica = replica
+                self.live = replica, generation
         return replica, generation
 
     def renew(self, generation: int, reason: WorkerError) -> None:
@@ -73,7 +74,7 @@ class Member:
         with self._lock:
             if self.generation != generation:
                 return
-            old, self._replica = self._starting, None
+            old, self.live = self._starting, None
             self._renew()
         if old.done() and old.exception() is None:
             old.result().kill(reason)
@@ -84,7 +85,7 @@ class Member:
 
     def close(self) -> None:
         """End the replica."""
-        starting, self._replica = self._starting, None
+        starting, self.live = self._starting, None
         if not starting.cancel():
             try:
                 starting.result().close()
@@ -113,7 +114,8 @@ class Pool(Closing):
             raise UnsupportedError.of(problems)
         start = time.perf_counter()
         self._starter = ThreadPoolExecutor(plan.mesh.dp, "miaotui replica")
-        self.members = [Member(number, make, self._starter) for number in range(plan.mesh.dp)]
+        self._make, self._loaded = make, list[str]()
+        self.members = [Member(number, self._started, self._starter) for number in range(plan.mesh.dp)]
         self._turn = itertools.count()
         self._fixed = {entry: fixed_rows(plan, entry) for entry in plan.entries}
         self._sessions = itertools.count(1)
@@ -136,10 +138,21 @@ class Pool(Closing):
         return next(self._sessions)
 
     def load(self, entry: str) -> None:
-        """Have all ranks open ``entry``. Raises: whatever a rank raises."""
+        """Have all ranks open ``entry``, and those that take their places. Raises: whatever a rank raises."""
         for member in self.members:
-            replica, _ = member.current()
-            replica.command(Command("load", entry), self.deadline())
+            _load(member.current()[0], entry, self.options.start_timeout)
+        self._loaded.append(entry)
+
+    def _started(self, name: str) -> Replica:
+        """A replica with everything open that runs need: its loading is no part of their time."""
+        replica = self._make(name)
+        try:
+            for entry in dict.fromkeys(self._loaded):
+                _load(replica, entry, self.options.start_timeout)
+        except BaseException:
+            replica.close()
+            raise
+        return replica
 
     def deadline(self) -> float:
         """When an attempt that begins now has taken too long."""
@@ -153,6 +166,8 @@ class Pool(Closing):
         wiring = self.plan.entries[entry]
         dealt = self._dealt(entry, arrays)
         jobs = [Job(p.member, cut(wiring, arrays, p.start, p.stop)) for p in dealt]
+        if len(jobs) == 1 and (alone := self._alone(entry, jobs[0])) is not None:
+            return joined(wiring, arrays, [alone])
         return joined(wiring, arrays, self.do(entry, jobs))
 
     def do(self, entry: str, jobs: Sequence[Job]) -> list[Arrays]:
@@ -188,6 +203,19 @@ class Pool(Closing):
             raise
         return [arrays for arrays in found if arrays is not None]
 
+    def _alone(self, entry: str, job: Job) -> Arrays | None:
+        """``do`` of one job where nothing is in its way, which is quick; None if something is."""
+        live = self.members[job.member].live
+        if live is None or self.dropped:
+            return None
+        replica, generation = live
+        try:
+            number = replica.start(entry, job.feeds)
+            return None if number is None else replica.result(number, self.deadline())
+        except WorkerError as error:
+            self._lost(job, generation, error)
+            return None
+
     def _start(self, entry: str, jobs: Sequence[Job], number: int, busy: bool) -> _Running | None:
         """Begin a job; None if there is no room and others are to be waited for first."""
         job = jobs[number]
@@ -221,9 +249,9 @@ class Pool(Closing):
         rows = rows_of(self.plan.entries[entry], arrays)
         count = len(self.members)
         turn = next(self._turn) % count
-        if rows is None:
-            return [Piece(turn)]
         size = self._fixed[entry]
+        if rows is None or (size is None and (rows == 1 or (count == 1 and self.micro_batches == 1))):
+            return [Piece(turn)]
         if size is not None and rows % size:
             raise InternalError(f"{self.place}: {rows} rows for programs of {size}")
         members = range(count) if rows >= count * (size or 1) else [(turn + n) % count for n in range(count)]
@@ -260,6 +288,10 @@ class _Running:
     generation: int
     number: int
     deadline: float = field(default=0.0)
+
+
+def _load(replica: Replica, entry: str, seconds: float) -> None:
+    replica.command(Command("load", entry), time.monotonic() + seconds)
 
 
 def _discard(running: _Running) -> None:

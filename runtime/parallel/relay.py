@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
-from ...compiler.errors import WorkerError
+from ...compiler.errors import CompileError, WorkerError
 from ...compiler.parallel.mesh import Mesh
 from ...compiler.parallel.plan import Plan
 from ...compiler.reference import Arrays
@@ -131,7 +131,11 @@ class Relay(ABC):
             if errors:
                 raise next((e for e in errors if not isinstance(e, PeerFailedError)), errors[0])
             values = next(way.values for way in ways if way.shard == 0)
-            return self.taken({name: values[name] for name in names})
+            try:
+                return self.taken({name: values[name] for name in names})
+            except OSError:  # its memory is gone with the replica
+                self._check()
+                raise
         finally:
             del self._waiting[number]
             if slot >= 0:
@@ -178,7 +182,12 @@ class Relay(ABC):
             raise self.broken
 
     def _begin(self, slot: int, entry: str, feeds: Arrays, use: Use | None, command: Command | None) -> int:
-        values = self.give(slot, feeds) if command is None else {}
+        try:
+            values = self.give(slot, feeds) if command is None else {}
+        except (OSError, CompileError):
+            self._check()
+            self._slots.put(slot)
+            raise
         with self._sending:
             self._check()
             number = next(self._numbers)

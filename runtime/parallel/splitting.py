@@ -58,15 +58,20 @@ def spans(count: int, parts: int) -> list[tuple[int, int]]:
 
 def rows_of(wiring: EntryPlan, arrays: Arrays) -> int | None:
     """Rows that can be dealt out; None if none can be. Raises: InputError if inputs have different counts."""
-    counts = {
-        feed.spec.name: arrays[feed.spec.name].shape[feed.batch]
-        for feed in wiring.feeds
-        if feed.batch is not None
-    }
-    if len(set(counts.values())) > 1:
+    rows: int | None = None
+    differ = False
+    for feed in wiring.feeds:
+        if feed.batch is not None:
+            count = arrays[feed.spec.name].shape[feed.batch]
+            differ |= rows not in (None, count)
+            rows = count
+    if differ:
+        counts = {
+            f.spec.name: arrays[f.spec.name].shape[f.batch] for f in wiring.feeds if f.batch is not None
+        }
         text = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise InputError("inputs", f"have different counts of rows: {text}", "make them equal")
-    return next(iter(counts.values()), None)
+    return rows
 
 
 def fixed_rows(plan: Plan, entry: str) -> int | None:

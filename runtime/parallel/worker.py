@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,6 +147,7 @@ class ProcessRank(Rank):
 def serve(control: Channel) -> None:
     """Be the worker that ``control`` says, until whoever sends runs is gone."""
     given: Assignment = control.recv()
+    caller = os.getppid()
     try:
         rank = _rank(given)
     except Exception as error:
@@ -159,6 +161,8 @@ def serve(control: Channel) -> None:
             try:
                 travel: Travel = upstream.recv()
             except (EOFError, OSError):
+                if os.getppid() != caller:  # it was ended, and can't clean up
+                    shutil.rmtree(given.memory, ignore_errors=True)
                 return
             rank.handle(travel)
             if travel.error is not None:

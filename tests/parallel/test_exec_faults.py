@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +121,28 @@ def test_an_error_of_a_kernel_is_the_callers_and_ends_no_worker(tmp_path: Path) 
         decoder.prefill(0, [1, 2, 3])
         assert int(decoder.tokens[0, 0]) == write_greedily([1, 2, 3], 1)[0]
         assert pids(runner) == before
+
+
+def test_workers_end_with_their_caller_and_leave_no_memory(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path; from parallel.test_exec_faults import MAIN, pids\n"
+        "from miaotui.runtime.parallel.options import ParallelOptions\n"
+        "from miaotui.runtime.parallel.runner import ParallelModel\n"
+        "model = ParallelModel(Path(sys.argv[1]), MAIN, options=ParallelOptions('processes'))\n"
+        "print(*pids(model.open(1)), flush=True); time.sleep(60)"
+    )
+    tests = str(Path(__file__).parents[1])
+    caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), tests], stdout=subprocess.PIPE)
+    assert caller.stdout is not None
+    with caller.stdout as told:
+        workers = [psutil.Process(int(pid)) for pid in told.readline().split()]
+    assert len(workers) == 2
+    caller.kill()
+    caller.wait()
+    assert psutil.wait_procs(workers, 30)[1] == []
+    assert list(shared_folder().glob(f"{PREFIX}{caller.pid}-*")) == []
 
 
 def test_a_hung_thread_fails_by_name_and_another_takes_over(

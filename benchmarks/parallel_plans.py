@@ -1,0 +1,116 @@
+"""Partitioned programs for timing: stages that do next to nothing, and a perceptron that keeps cores busy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from miaotui.compiler.artifact import record_file, walk_files
+from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
+from miaotui.compiler.ir.builder import FLOAT, Builder
+from miaotui.compiler.manifest import Entry
+from miaotui.compiler.options import Target
+from miaotui.compiler.parallel.mesh import Mesh
+from miaotui.compiler.parallel.plan import (
+    PLAN,
+    Collective,
+    EntryPlan,
+    Feed,
+    Fetch,
+    Part,
+    Plan,
+    Share,
+    Step,
+    Wire,
+)
+from miaotui.compiler.program import TensorSpec
+from miaotui.compiler.weights import WeightStore
+
+WIDTH, HIDDEN, LAYERS = 512, 2048, 4
+
+Body = Callable[[Builder, ir.Value, int], ir.Value]
+"""What stage number n computes of a value."""
+
+
+def spec(name: str, width: int) -> TensorSpec:
+    return TensorSpec(name, FLOAT, ("batch", width))
+
+
+def signature(width: int, stages: int) -> Entry:
+    return Entry((spec("v0", width),), (spec(f"v{stages}", width),))
+
+
+def passed_on(b: Builder, x: ir.Value, stage: int) -> ir.Value:
+    """The value itself, by a part."""
+    return b.op("Identity", x)
+
+
+def perceptron(stages: int) -> Body:
+    """Its share of LAYERS layers; all stages together are the same for any count of them."""
+
+    def body(b: Builder, x: ir.Value, stage: int) -> ir.Value:
+        for layer in range(stage * LAYERS // stages, (stage + 1) * LAYERS // stages):
+            rng = np.random.default_rng(layer)
+            up = b.weight(f"up{layer}", rng.standard_normal((WIDTH, HIDDEN)) / 23)
+            down = b.weight(f"down{layer}", rng.standard_normal((HIDDEN, WIDTH)) / 45)
+            x = b.op("Add", x, b.op("MatMul", b.op("Relu", b.op("MatMul", x, up)), down))
+        return x
+
+    return body
+
+
+def write(folder: Path, mesh: Mesh, width: int, body: Body | None, reduced: int = 0) -> Path:
+    """plan.json with a stage for each of ``body``; ``reduced``: AllReduces of the value behind the first.
+
+    Without a ``body`` stages compute nothing: each hands on what its only shard sums up alone.
+    """
+    shares = []
+    for stage in range(mesh.pp):
+        for shard in range(mesh.tp):
+            place = f"stage{stage}.shard{shard}"
+            (folder / place).mkdir(parents=True)
+            if body is None:
+                alone = Collective(
+                    "alone", "AllReduce", "tp", f"v{stage}", f"v{stage + 1}", spec(f"v{stage}", width)
+                )
+                shares.append(Share(stage, shard, {"main": (alone,)}))
+                continue
+            b = Builder()
+            b.output(body(b, b.input(f"v{stage}", ("batch", width)), stage), f"v{stage + 1}")
+            program = b.program()
+            with WeightStore(folder / place / "weights.bin") as store:
+                build = OnnxRuntimeBackend().build(program, Target(), folder / place, store)
+            given = Entry(program.inputs(), (spec(f"v{stage + 1}", width),))
+            file = f"{place}/{build.entries['main']}"
+            steps: list[Step] = [Part("ort", "main", file, given, build.settings)]
+            if stage == 0:
+                steps += [_reduce(number, width) for number in range(reduced)]
+            held = (folder / place / "weights.bin").exists()
+            shares.append(
+                Share(stage, shard, {"main": tuple(steps)}, weights=f"{place}/weights.bin" if held else None)
+            )
+    entry = EntryPlan(
+        feeds=(Feed(spec("v0", width), (0,), 0),),
+        fetches=(Fetch(spec(f"v{mesh.pp}", width), mesh.pp - 1, 0),),
+        wires=tuple(
+            Wire(spec(f"v{stage}", width), stage - 1, (stage,), 4 * width, batch=0)
+            for stage in range(1, mesh.pp)
+        ),
+    )
+    plan = Plan(version("miaotui"), mesh, {"main": entry}, tuple(shares))
+    plan = replace(plan, files={name: record_file(folder / name) for name in walk_files(folder)})
+    (folder / PLAN).write_text(plan.dumps(), "utf-8")
+    return folder
+
+
+def rows(count: int, width: int) -> dict[str, np.ndarray[Any, Any]]:
+    return {"v0": np.random.default_rng(0).standard_normal((count, width)).astype(np.float32)}
+
+
+def _reduce(number: int, width: int) -> Collective:
+    return Collective(f"reduce{number}", "AllReduce", "tp", "v1", f"sum{number}", spec("v1", width))
