@@ -27,6 +27,9 @@ from .version import own_version
 from .work import Command, PeerFailedError, Status, Use
 from .worker import Hello, sendable
 
+RANK = "miaotui_rank"
+"""What a cluster that we start ourselves has plenty of: on one machine there is always room for a rank."""
+
 CALLER = -1
 """In place of a stage: who asked."""
 
@@ -176,7 +179,8 @@ class RayReplica:
 
         ray, mesh = self._ray, self._mesh
         deadline = time.monotonic() + options.start_timeout
-        each: dict[str, float] = {"CPU": threads, **({"GPU": 1} if target.device == "cuda" else {})}
+        each: dict[str, float] = {RANK: 1} if _STATE["own"] else {"CPU": threads}
+        each |= {"GPU": 1} if target.device == "cuda" else {}
         self._placement = placement_group([dict(each) for _ in range(mesh.size)], options.placement)
         if not self._placement.wait(options.start_timeout):
             fact = f"the cluster has no room for {mesh.size} ranks of {each}"
@@ -186,7 +190,11 @@ class RayReplica:
             place = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             stage, shard = divmod(rank, mesh.tp)
             actor = kind.options(
-                num_cpus=threads, num_gpus=each.get("GPU", 0), scheduling_strategy=place, max_restarts=0
+                num_cpus=each.get("CPU", 0),
+                num_gpus=each.get("GPU", 0),
+                resources={RANK: 1} if RANK in each else {},
+                scheduling_strategy=place,
+                max_restarts=0,
             )
             self._workers.append(actor.remote(str(folder), stage, shard, target, threads, own_version()))
         hellos = self._got([worker.hello.remote() for worker in self._workers], deadline, "did not start")
@@ -318,7 +326,7 @@ _STATE: dict[str, int] = {"users": 0, "own": 0}
 _LOCK = threading.Lock()
 
 
-def connected(options: ParallelOptions, cpus: int) -> Any:
+def connected(options: ParallelOptions) -> Any:
     """Ray, connected to the cluster asked for, or to one of this machine that is started for it.
 
     Raises: ToolError without Ray, WorkerError if there is no such cluster.
@@ -335,7 +343,8 @@ def connected(options: ParallelOptions, cpus: int) -> Any:
                 else:
                     ray.init(
                         address="local",
-                        num_cpus=cpus,
+                        num_cpus=1,
+                        resources={RANK: 1 << 20},
                         include_dashboard=False,
                         log_to_driver=False,
                         logging_level="error",

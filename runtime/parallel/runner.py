@@ -214,7 +214,7 @@ def _pool(model: ParallelModel, plan: Plan, threads: int) -> Pool:
         from .ray_actors import RayReplica, connected, disconnect
 
         make = partial(RayReplica, folder, plan, options=options, target=target, threads=each)
-        connected(options, plan.mesh.size * each)
+        connected(options)
         return Pool(plan, options, make, model.place, disconnect)
     from .processes import ProcessReplica
 
