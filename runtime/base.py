@@ -10,6 +10,7 @@ from ..compiler.manifest import Entry
 from ..compiler.options import Target
 from ..compiler.program import Decoding, TensorSpec
 from ..compiler.reference import Array, Arrays
+from .device_memory import Memory
 
 
 class Runner(Protocol):
@@ -97,6 +98,20 @@ class KeepsState(Protocol):
 
     def keep_state(self, decoding: Decoding, rows: int, capacity: int) -> State:
         """State for ``rows`` sequences, empty."""
+        ...
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A runner that runs over its device's own memory. ``device``: ``"cpu"``, where that is main memory."""
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    device: str
+
+    @property
+    def memory(self) -> Memory:
+        """The device's memory."""
         ...
 
 

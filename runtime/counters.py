@@ -34,10 +34,14 @@ class Glance:
 
 
 class Counters(Protocol):
-    """A device that counts. ``lacks``: for each field of Usage that it can't tell, the reason."""
+    """A device that counts."""
 
     name: str
-    lacks: Mapping[str, str]
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """For each field of Usage that it can't tell, the reason."""
+        ...
 
     def energy(self) -> float | None:
         """Joules since some time in the past."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,8 @@ from .conditions import cores
 from .device import described, is_foreign, on_gpu, run_device, run_values
 from .device_errors import device_failure
 from .messages import translated
-from .taps import computed, tapped
+from .onnxruntime_memory import CAPTURE, REFUSED, OrtMemory
+from .taps import computed, tapped, with_lengths_after
 from .tensors import address_of
 from .validate import Form, checked, form_of
 
@@ -44,8 +46,10 @@ _LEVELS = {
 class OnnxRuntimeModel:
     """What a session is made from: a built model, its signature, and where its large tensors lie.
 
-    ``weights``: the weight file's path; ``held``: the same file opened before, used if the path is
-    another file by now.
+    ``stepping``: the input of an entry with state that says how many tokens it holds, if the session is to
+    run over the device's own memory: it may capture CUDA graphs, and has one more output (``AFTER``), that
+    input plus one. ``weights``: the weight file's path; ``held``: the same file opened before, used if the
+    path is another file by now.
     """
 
     data: bytes
@@ -56,6 +60,7 @@ class OnnxRuntimeModel:
     weights: Path | None = None
     held: BinaryIO | None = None
     place: str = "model"
+    stepping: str | None = None
 
     def open(
         self, threads: int | None = None, taps: Sequence[str] = (), *, resting: bool = False
@@ -89,16 +94,41 @@ class OnnxRuntimeRunner(Closing):
         self.outputs: Sequence[TensorSpec] = model.signature.outputs
         self.threads = cores() if threads is None else threads
         self._dims = model.dims
-        self._device = model.target.device
         self._place = model.place
         data = tapped(model.data, taps) if taps else model.data
+        data = data if model.stepping is None else with_lengths_after(data, model.stepping)
         start = time.perf_counter()
-        self._session: Any = _session(ort, model, data, self.threads)
+        self.device = model.target.device
+        self.refusal = ""
+        self._session: Any = self._opened(model, data)
         self.load_seconds = time.perf_counter() - start
         self._names = [output.name for output in self._session.get_outputs()]
         self._tensors = {i.name for i in self._session.get_inputs() if i.type.startswith("tensor(")}
         self._has_foreign = any(map(is_foreign, [*self.inputs, *self.outputs]))
         self._accepted: Form | None = None
+
+    def _opened(self, model: OnnxRuntimeModel, data: bytes) -> Any:
+        """The session; without CUDA graphs if it refuses them, ``refusal`` says why."""
+        if model.stepping is not None and self.device == "cuda":
+            capturing = replace(model, settings={**model.settings, CAPTURE: "1"})
+            try:
+                return _session(self._ort, capturing, data, self.threads)
+            except CompileError as error:
+                if REFUSED not in str(error):
+                    raise
+                self.refusal = error.problems[0].fact
+        return _session(self._ort, model, data, self.threads)
+
+    @cached_property
+    def memory(self) -> OrtMemory:
+        """The memory of the session's device. Raises: CompileError if closed."""
+        with self._translated() as session:
+            provider = session.get_providers()[0]
+            captures = session.get_provider_options().get(provider, {}).get("enable_cuda_graph") == "1"
+            options = {"device_id": "0", "use_tf32": "0"} if provider == "CUDAExecutionProvider" else {}
+            return OrtMemory(
+                self._ort, session, self.device, (provider, options), self._place, captures=captures
+            )
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
         """Outputs by name; ``inputs`` are arrays or tensors by name.
@@ -107,7 +137,7 @@ class OnnxRuntimeRunner(Closing):
         there too (see ``run_device``).
         Raises: InputError listing every input that does not fit, CompileError if a kernel fails.
         """
-        if self._device == "cuda" and any(map(on_gpu, inputs.values())):
+        if self.device == "cuda" and any(map(on_gpu, inputs.values())):
             return self.run_device(inputs)
         return self.run_arrays(self.check(inputs))
 
@@ -119,7 +149,7 @@ class OnnxRuntimeRunner(Closing):
         stand_ins = {n: v if isinstance(v, np.ndarray) else described(v) for n, v in inputs.items()}
         checked(stand_ins, self.inputs, self._dims)
         with self._translated() as session:
-            return run_device(self._ort, session, inputs, self._device)
+            return run_device(self._ort, session, inputs, self.device)
 
     def check(self, inputs: Mapping[str, Any]) -> Arrays:
         """``inputs`` as arrays that fit the signature. Raises: InputError listing every one that does not."""
@@ -142,8 +172,13 @@ class OnnxRuntimeRunner(Closing):
             if self._has_foreign:
                 outputs = run_values(self._ort, session, arrays, self.inputs)
             else:
-                outputs = session.run(None, arrays)
+                outputs = session.run(None, arrays, self._uncaptured)
         return dict(zip(self._names, outputs, strict=True))
+
+    @cached_property
+    def _uncaptured(self) -> Any:
+        """Run options without which a session that may capture would, over memory that goes away."""
+        return self.memory.options()
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
         """Every input and the wanted outputs bound to memory. Raises: CompileError if closed."""
@@ -167,7 +202,7 @@ class OnnxRuntimeRunner(Closing):
         try:
             session.run_with_iobinding(binding)
         except Exception as error:
-            raise translated(error, self._place, self._device) from error
+            raise translated(error, self._place, self.device) from error
 
     @contextmanager
     def _translated(self) -> Iterator[Any]:
@@ -177,11 +212,12 @@ class OnnxRuntimeRunner(Closing):
         try:
             yield session
         except Exception as error:
-            raise translated(error, self._place, self._device) from error
+            raise translated(error, self._place, self.device) from error
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
+        self.__dict__.pop("memory", None)
 
     def _closed(self) -> CompileError:
         return CompileError(self._place, "was closed", "open it again")

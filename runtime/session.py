@@ -108,7 +108,10 @@ def _part(artifact: Artifact, record: Variant, part: Segment, place: str) -> Mod
 def _onnxruntime(artifact: Artifact, record: Variant, entry: str, signature: Entry, place: str) -> Model:
     from .onnxruntime import OnnxRuntimeModel
 
-    weights = artifact.weights()
+    weights, decoding = artifact.weights(), artifact.manifest.decoding
+    on_device = (
+        decoding is not None and decoding.entry == entry and Target.parse(record.target).device != "cpu"
+    )
     return OnnxRuntimeModel(
         data=artifact.read(record.entries[entry]),
         signature=signature,
@@ -118,6 +121,7 @@ def _onnxruntime(artifact: Artifact, record: Variant, entry: str, signature: Ent
         weights=None if weights is None else artifact.folder / WEIGHTS,
         held=weights,
         place=place,
+        stepping=decoding.lengths if decoding is not None and on_device else None,
     )
 
 

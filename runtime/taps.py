@@ -35,3 +35,21 @@ def computed(data: bytes) -> list[str]:
     import onnx
 
     return list(_computed(onnx.load_model_from_string(data).graph))
+
+
+AFTER = "miaotui.lengths_after"
+"""Output of a decoder that runs over a device's own memory: how many tokens each row holds after one more."""
+
+
+def with_lengths_after(data: bytes, lengths: str) -> bytes:
+    """``data`` with the output ``AFTER``, the input ``lengths`` plus one: the next step's, without a copy."""
+    import numpy as np
+    import onnx
+
+    model = onnx.load_model_from_string(data)
+    one = onnx.numpy_helper.from_array(np.ones(1, np.int64), f"{AFTER}.one")
+    model.graph.initializer.append(one)
+    model.graph.node.append(onnx.helper.make_node("Add", [lengths, one.name], [AFTER], name=AFTER))
+    model.graph.output.append(onnx.helper.make_tensor_value_info(AFTER, onnx.TensorProto.INT64, None))
+    made: bytes = model.SerializeToString()
+    return made

@@ -3,7 +3,7 @@
 ``python stub_cuda.py WHEEL_FOLDER STUBS`` compiles (gcc) one small shared library for each CUDA library
 the provider links: the right sonames and symbol versions, every function returning success, memory from
 malloc. Kernels can't run, but the provider registers them and claims nodes exactly as on a GPU, so its
-kernel registry and its placement of a real model can be read:
+kernel registry and its placement of a real model can be read, buffers bound and graphs "captured":
 
     LD_LIBRARY_PATH=STUBS PYTHONPATH=WHEEL_FOLDER python ...
 
@@ -39,6 +39,8 @@ _BODIES = {
     "cudaMemcpyAsync": "int %s(void*d,void*s,size_t n,int k,void*t){memcpy(d,s,n);return 0;}",
     "cudaMemset": "int %s(void*d,int v,size_t n){memset(d,v,n);return 0;}",
     "cudaMemsetAsync": "int %s(void*d,int v,size_t n,void*t){memset(d,v,n);return 0;}",
+    "cudaStreamEndCapture": "int %s(void*s,void**g){static long x[8];*g=x;return 0;}",
+    "cudaGraphInstantiate": "int %s(void**e,void*g,long f){static long x[8];*e=x;return 0;}",
     "cudaMemGetInfo": "int %s(size_t*f,size_t*t){*f=64ul<<30;*t=80ul<<30;return 0;}",
     "cudaDeviceGetAttribute": "int %s(int*v,int a,int d){*v=a==75?9:a==76?0:a==16?132:1;return 0;}",
     # cudaDeviceProp: total memory, shared memory, warp, threads, compute capability 9.0, SM count

@@ -21,8 +21,8 @@ from ..counters import Counters, counters_of
 from ..metering import Meter, Usage
 from ..timing import SETTLE, Speedup
 from ..timing import Timings as Rounds
-from .decoder import Decoder
 from .generator import Generator
+from .protocol import TokenDecoder
 
 WARM_UP = 4
 """Steps before anything is timed, after one whole prompt."""
@@ -154,7 +154,7 @@ class _Run:
     def __init__(self, generator: Generator, workload: Workload, counters: Counters) -> None:
         self._generator, self._workload = generator, workload
         self._meter = Meter(counters)
-        self._decoder: Decoder | None = None
+        self._decoder: TokenDecoder | None = None
         self._prefills: list[float] = []
         self._steps: list[list[float]] = []
 

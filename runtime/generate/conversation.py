@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...compiler.errors import InputError, OptionError
-from .decoder import Decoder
 from .generator import Generator
 from .options import GenerationOptions
 from .prompts import Prompts
+from .protocol import TokenDecoder
 from .result import Generation
 from .stream import Stream
 
@@ -34,7 +34,7 @@ class Conversation:
         self._system = [message for message in self.messages if message.get("role") == "system"]
         self._generator, self._given = generator, options
         GenerationOptions.of(options)
-        self._decoder: Decoder | None = None
+        self._decoder: TokenDecoder | None = None
         self._held: list[int] = []
         self._answering = False
 
@@ -71,7 +71,7 @@ class Conversation:
         row, room = generator.row(ids, policy, cached=cached), generator.room(ids, policy)
         watch.prompt_tokens, watch.cached_tokens = len(ids), cached
 
-        def begin() -> Decoder:
+        def begin() -> TokenDecoder:
             self._answering = True
             self.messages.append({"role": "user", "content": text})
             decoder = self._decoder or generator.decoder(room)
@@ -80,7 +80,7 @@ class Conversation:
             self._decoder, self._held = decoder, self._held[:cached]
             return decoder
 
-        def end(decoder: Decoder) -> None:
+        def end(decoder: TokenDecoder) -> None:
             self._held = [*ids, *row.tokens][: int(decoder.lengths[0])]
             self.messages.append({"role": "assistant", "content": "".join(row.text)})
             self._answering = False

@@ -59,7 +59,7 @@ class Decoder:
         self._runner, self._roles = runner, decoding
         self._specs = {spec.name: spec for spec in (*runner.inputs, *runner.outputs)}
         self._constants = dict(constants or {})
-        capacity = _capacity(capacity, decoding.context)
+        capacity = capacity_for(capacity, decoding.context)
         self._state: State = (
             runner.keep_state(decoding, rows, capacity)
             if isinstance(runner, KeepsState)
@@ -205,7 +205,7 @@ class Decoder:
             return
         if self._roles.context is not None and tokens > self._roles.context:
             raise InternalError(f"{tokens} tokens in a context of {self._roles.context}")
-        self._state.grow(_capacity(tokens, self._roles.context))
+        self._state.grow(capacity_for(tokens, self._roles.context))
         self._bindings.clear()
         self._drafts.clear()
 
@@ -229,7 +229,7 @@ class Decoder:
         return self._runner.bind(small | past | constants, written)
 
 
-def _capacity(tokens: int, context: int | None) -> int:
+def capacity_for(tokens: int, context: int | None) -> int:
     """The power of two that ``tokens`` fit in, at most the context."""
     power = 1 << (max(tokens, SHORTEST) - 1).bit_length()
     return power if context is None else min(power, context)

@@ -11,13 +11,16 @@ import numpy as np
 from ...compiler.artifact import Artifact
 from ...compiler.errors import InputError, ToolError
 from ...compiler.reference import Array, Arrays
-from ..base import Runner
+from ..base import OnDevice, Runner
 from ..text import Tokenizer
+from .buckets import Buckets
 from .decoder import CHUNK, Decoder
 from .defaults import Defaults
+from .device_decoder import DeviceDecoder
 from .encoder import can_pad, constants, encoded
 from .options import GenerationOptions, Policy
 from .prompts import Prompts
+from .protocol import TokenDecoder
 from .result import Generation
 from .row import Row
 from .stream import Stream, result_of
@@ -42,13 +45,21 @@ class Generator:
         name, record = artifact.variant(variant)
         self.decoding = decoding_of(artifact.manifest, name)
         self._artifact, self._open, self._in_place = artifact, open_runner, is_in_place(record)
-        self._spare: Decoder | None = None
+        self._spare: TokenDecoder | None = None
         self._lock = threading.Lock()
 
     @property
     def runner(self) -> Runner:
         """Of the entry with state."""
         return self._open(self.decoding.entry)
+
+    @cached_property
+    def _buckets(self) -> Buckets:
+        """Buffers on the runner's device, shared by all its decoders."""
+        runner = self.runner
+        assert isinstance(runner, OnDevice)
+        specs = (*runner.inputs, *runner.outputs)
+        return Buckets(runner.memory, self.decoding, specs, in_place=self._in_place)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -119,7 +130,7 @@ class Generator:
             raise ToolError(what, "needs a tokenizer, and the executable was compiled without one", fix)
         return self.tokenizer
 
-    def borrow(self, tokens: int) -> Decoder:
+    def borrow(self, tokens: int) -> TokenDecoder:
         """A decoder of one empty row with room for ``tokens``; nobody else has it."""
         with self._lock:
             decoder, self._spare = self._spare, None
@@ -129,19 +140,23 @@ class Generator:
         decoder.reserve(tokens)
         return decoder
 
-    def give_back(self, decoder: Decoder) -> None:
+    def give_back(self, decoder: TokenDecoder) -> None:
         """Let the next caller have its buffers."""
         with self._lock:
             self._spare = decoder
 
-    def decoder(self, tokens: int, rows: int = 1, given: Arrays | None = None) -> Decoder:
+    def decoder(self, tokens: int, rows: int = 1, given: Arrays | None = None) -> TokenDecoder:
         """A new decoder of empty rows with room for ``tokens`` each; ``given``: its constant inputs."""
         runner = self.runner
+        if isinstance(runner, OnDevice) and runner.device != "cpu":
+            return DeviceDecoder(self._buckets, rows=rows, capacity=tokens, constants=given)
         return Decoder(
             runner, self.decoding, rows=rows, capacity=tokens, in_place=self._in_place, constants=given
         )
 
-    def begin(self, prompts: Sequence[Sequence[int]], new: int, held: Decoder | None = None) -> Decoder:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], new: int, held: TokenDecoder | None = None
+    ) -> TokenDecoder:
         """A decoder with ``prompts`` filled in and room for ``new`` tokens; ``held``: one to use again."""
         starts = [self._start(ids) for ids in prompts]
         room = max(map(len, starts)) + new

@@ -56,6 +56,11 @@ class Row:
         """The stop text that was found."""
         return self._stops.found
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether ``take`` looks at the logits: not where the likeliest token is taken and nothing told."""
+        return self._sampler is not None or self._policy.logprobs is not None
+
     def take(self, logits: Array, likeliest: int) -> int:
         """The next token, chosen after ``logits`` float[vocabulary], whose argmax is ``likeliest``."""
         token = likeliest if self._sampler is None else self._sampler.choose(logits)

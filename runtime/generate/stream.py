@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
-from .decoder import Decoder
 from .options import Policy
+from .protocol import TokenDecoder
 from .result import Generation
 from .row import Row
 from .timings import Stopwatch
@@ -26,14 +26,14 @@ class Stream:
         row: Row,
         policy: Policy,
         watch: Stopwatch,
-        open_decoder: Callable[[], Decoder],
-        give_back: Callable[[Decoder], None],
+        open_decoder: Callable[[], TokenDecoder],
+        give_back: Callable[[TokenDecoder], None],
     ) -> None:
         self._row, self._policy, self._watch = row, policy, watch
         self._pieces = self._run(open_decoder, give_back)
 
     def _run(
-        self, open_decoder: Callable[[], Decoder], give_back: Callable[[Decoder], None]
+        self, open_decoder: Callable[[], TokenDecoder], give_back: Callable[[TokenDecoder], None]
     ) -> Iterator[str]:
         decoder, row, shown = open_decoder(), self._row, 0
         try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from .decoder import Decoder
+import numpy as np
+
+from ...compiler.reference import Array
 from .options import Policy
+from .protocol import TokenDecoder
 from .row import Row
 from .timings import Stopwatch
 
 
-def write(decoder: Decoder, rows: Sequence[Row], policy: Policy, watch: Stopwatch) -> Iterator[Row]:
+def write(decoder: TokenDecoder, rows: Sequence[Row], policy: Policy, watch: Stopwatch) -> Iterator[Row]:
     """Write all ``rows`` to their ends; yields a row whenever it has got tokens.
 
     ``decoder`` has as many rows, whose ``lengths`` say what is cached of each. It is left with what the rows
@@ -25,7 +28,7 @@ def write(decoder: Decoder, rows: Sequence[Row], policy: Policy, watch: Stopwatc
     for place, row in enumerate(rows):
         if not together:
             decoder.prefill(place, row.ids[row.cached :], policy.prefill_chunk)
-        decoder.tokens[place, 0] = row.take(decoder.logits[place], int(decoder.tokens[place, 0]))
+        decoder.tokens[place, 0] = row.take(_scores(decoder, row, place), int(decoder.tokens[place, 0]))
         watch.prefilled(began)
         watch.new_tokens += 1
         yield from _handed(row, watch)
@@ -38,7 +41,7 @@ def write(decoder: Decoder, rows: Sequence[Row], policy: Policy, watch: Stopwatc
             decoder.step()
             tokens = len(live)
             if tokens == 1 == decoder.rows:
-                decoder.tokens[0, 0] = live[0].take(decoder.logits[0], int(decoder.tokens[0, 0]))
+                decoder.tokens[0, 0] = live[0].take(_scores(decoder, live[0], 0), int(decoder.tokens[0, 0]))
             else:
                 _take_all(decoder, live)
         watch.new_tokens += tokens
@@ -47,6 +50,14 @@ def write(decoder: Decoder, rows: Sequence[Row], policy: Policy, watch: Stopwatc
             yield from _handed(row, watch)
         if any(row.finish is not None for row in live):
             live = _living(decoder, live)
+
+
+_UNREAD: Array = np.zeros(0, np.float32)
+
+
+def _scores(decoder: TokenDecoder, row: Row, place: int) -> Array:
+    """The logits of ``row``; none where it does not read them, since on a device to look is to copy."""
+    return decoder.logits[place] if row.reads_logits else _UNREAD
 
 
 def fits_together(lengths: Sequence[int], chunk: int) -> bool:
@@ -62,15 +73,15 @@ def _handed(row: Row, watch: Stopwatch) -> Iterator[Row]:
     watch.last += time.perf_counter() - before
 
 
-def _take_all(decoder: Decoder, live: Sequence[Row]) -> None:
+def _take_all(decoder: TokenDecoder, live: Sequence[Row]) -> None:
     """The next token of every living row; row i of ``live`` is the i-th living row of ``decoder``."""
     places = decoder.alive.nonzero()[0].tolist()
     likeliest = decoder.tokens[:, 0].tolist()
     for place, row in zip(places, live, strict=True):
-        decoder.tokens[place, 0] = row.take(decoder.logits[place], likeliest[place])
+        decoder.tokens[place, 0] = row.take(_scores(decoder, row, place), likeliest[place])
 
 
-def _living(decoder: Decoder, rows: Sequence[Row]) -> list[Row]:
+def _living(decoder: TokenDecoder, rows: Sequence[Row]) -> list[Row]:
     """Those of ``rows``, the living rows of ``decoder``, that go on; the others no longer advance.
 
     Once half of the decoder's rows wait, they are dropped from it: one copy, for steps half as wide.
@@ -84,13 +95,13 @@ def _living(decoder: Decoder, rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.finish is None]
 
 
-def _speculate(decoder: Decoder, row: Row, watch: Stopwatch) -> int:
+def _speculate(decoder: TokenDecoder, row: Row, watch: Stopwatch) -> int:
     """One step of the only row that checks a draft, if there is one; tokens written."""
     assert row.lookup is not None
     draft = row.lookup.draft()[: row.limit - len(row.tokens) - 1]
     if not draft:
         decoder.step()
-        decoder.tokens[0, 0] = row.take(decoder.logits[0], int(decoder.tokens[0, 0]))
+        decoder.tokens[0, 0] = row.take(_scores(decoder, row, 0), int(decoder.tokens[0, 0]))
         return 1
     held = int(decoder.lengths[0])
     logits, likeliest = decoder.extend([row.tokens[-1], *draft])
