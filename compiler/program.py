@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import onnx_ir as ir
 
 from .errors import InternalError
+from .parallel.mesh import Mesh
 
 OPSET = 23
 """The opset every frontend raises to; newer models keep theirs.
@@ -142,6 +143,7 @@ class Program:
     ``decoding``: how the entry with state is driven, once a pass has derived it. ``context``: positions the
     model can hold, where the source's configuration says so.
     ``layers``: source layer path → name of the value that layer computes in the imported graph.
+    ``mesh``: the ranks that values are sharded over and nodes staged on, once a pass has partitioned it.
     ``source``: what was imported, e.g. ``{"framework": "torch 2.13.0", "model": "BertModel"}``.
     """
 
@@ -153,6 +155,7 @@ class Program:
     source: dict[str, str] = field(default_factory=dict)
     decoding: Decoding | None = None
     context: int | None = None
+    mesh: Mesh | None = None
 
     @property
     def main(self) -> ir.Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     attention,
     cache,
+    collective,
     conv,
     fused_attention,
     gather,
@@ -21,6 +22,7 @@ from .base import MIAOTUI, MICROSOFT, Inferred, OpSchema, Parameter
 _ALL = (
     *attention.SCHEMAS,
     *cache.SCHEMAS,
+    *collective.SCHEMAS,
     *conv.SCHEMAS,
     *fused_attention.SCHEMAS,
     *gather.SCHEMAS,

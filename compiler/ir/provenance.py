@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 
 import onnx_ir as ir
 
+from ..parallel.sharding import merge_stages
+
 KEY = "miaotui.sources"
 PASSES = "miaotui.passes"
 
@@ -52,8 +54,9 @@ def set_sources(node: ir.Node, merged: Iterable[Source]) -> None:
 
 
 def merge_sources(node: ir.Node, others: Iterable[ir.Node]) -> None:
-    """Add the sources and the passes of ``others`` to ``node``, in their order."""
+    """Add the sources and the passes of ``others`` to ``node``, in their order; it takes their last stage."""
     others = tuple(others)
+    merge_stages(node, others)
     set_sources(node, [*sources(node), *(s for other in others for s in sources(other))])
     add_passes(node, (name for other in others for name in passes(other)))
 

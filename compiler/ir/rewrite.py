@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import InternalError
+from ..parallel.sharding import KEY as SHARDING
 from .provenance import merge_sources
 
 
@@ -16,7 +17,7 @@ class Rewriter:
     """Edits around one anchor node: ``op`` and ``const`` build, ``replace`` swaps values and cleans up.
 
     New nodes are inserted before the anchor, so they may read anything the anchor could read.
-    A replacement takes over name, dtype and shape of the value it replaces: an intermediate that
+    A replacement takes over name, dtype, shape and sharding of the value it replaces: an intermediate that
     survives a rewrite keeps its name, which is how executables are compared layer by layer.
     """
 
@@ -91,6 +92,8 @@ class Rewriter:
             new.type = old.type
         if new.shape is None and old.shape is not None:
             new.shape = old.shape
+        if SHARDING in old.metadata_props and SHARDING not in new.metadata_props:
+            new.metadata_props[SHARDING] = old.metadata_props[SHARDING]
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         if new.producer() in self._new:
             name, old.name = old.name, None

@@ -46,7 +46,7 @@ class TokenAxes:
         for node in nodes:
             if not any(o in values.data for o in node.outputs):
                 continue
-            rule = RULES.get(node.op_type) if node.domain == "" else None
+            rule = RULES.get(f"{node.domain}::{node.op_type}".removeprefix("::"))
             if rule is None:
                 self.fail(node, "is not known to keep positions apart")
             for value, axes in zip(node.outputs, rule(self, node), strict=False):
@@ -419,4 +419,5 @@ RULES: dict[str, Callable[[TokenAxes, ir.Node], Found]] = {
     "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Transpose": _transpose, "Reshape": _reshape,
     "Expand": _expand, "Gather": _gather, "GatherND": _gather_nd, "MatMul": _matmul, "Gemm": _gemm,
     "Concat": _concat, "Slice": _slice, "Pad": _pad, "RotaryEmbedding": _rotary, "Attention": _attention,
+    "miaotui::AllReduce": _same, "miaotui::AllGather": _along_axis(0),
 }  # fmt: skip

@@ -85,7 +85,7 @@ class Flow:
         return np.flatnonzero((units == NONE) | self.kept[np.maximum(units, 0)])
 
     def _visit(self, node: ir.Node) -> None:
-        rule = self.rules.get(node.op_type) if node.domain == "" else None
+        rule = self.rules.get(f"{node.domain}::{node.op_type}".removeprefix("::"))
         if rule is None or node.graph is not self.graph:
             raise Blocked(f"{node.op_type} {node.name} touches them")
         self.nodes[node] = None

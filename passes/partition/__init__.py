@@ -1,0 +1,1 @@
+"""Partitioning: nodes into pipeline stages, values over replicas."""
