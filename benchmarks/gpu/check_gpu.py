@@ -1,0 +1,485 @@
+"""One run on an H200: every table of speed on CUDA in under ten minutes, interleaved, with shares of limits.
+
+``python benchmarks/gpu/check_gpu.py`` writes ``results/gpu_check.md`` and ``.json`` anew after every row, so
+that a run that is cut short has its tables. A section has its own share of the time, and what did not fit or
+failed is in the table with the reason. ``--only smollm2,cnn`` takes sections apart; ``--dry`` goes through
+all of it on the CPU with tiny shapes and says nothing about speed. Needs ``pip install
+'miaotui[cuda,torch,huggingface]'`` and 60 GB of disk for the largest shape. Accuracy and placement are
+``check_cuda.py``'s, TVM's library ``check_tvm.py``'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import interleave as shared
+import miaotui
+import numpy as np
+from gpu.gpu_engines import Engine, Ours, Plain, Torch
+from miaotui.compiler.options import Target
+from miaotui.runtime.conditions import conditions
+from miaotui.runtime.counters import Counters, counters_of
+from miaotui.runtime.metering import metered
+
+MEMORY, COMPUTE = 4.3e12, 790e12
+"""Measured on an H200: bytes a second of a copy, operations a second of a bfloat16 product."""
+
+OURS, EAGER, COMPILED, PLAIN = "miaotui", "transformers eager", "torch.compile", "plain export, ORT"
+BITS4 = 4.5
+"""Of a weight in 4 bits, with the scales of blocks of 32."""
+
+NEAR = 128
+"""Tokens in the cache before decoding is timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A Llama of random weights. ``read``: parameters that a decoded token reads; ``kept``: bytes of cache
+    of a token, at 2 bytes a number."""
+
+    sizes: Mapping[str, Any]
+
+    @property
+    def read(self) -> int:
+        """All matrices, the embedding table aside."""
+        s = self.sizes
+        width, inner = s["hidden_size"], s["intermediate_size"]
+        narrow = width // s["num_attention_heads"] * s["num_key_value_heads"]
+        layer = 2 * width * width + 2 * width * narrow + 3 * width * inner
+        return int(s["num_hidden_layers"] * layer + s["vocab_size"] * width)
+
+    @property
+    def kept(self) -> int:
+        """Of keys and values, all layers."""
+        s = self.sizes
+        narrow = s["hidden_size"] // s["num_attention_heads"] * s["num_key_value_heads"]
+        return int(s["num_hidden_layers"] * 2 * narrow * 2)
+
+
+def _shape(vocabulary: int, width: int, inner: int, layers: int, heads: int, kv_heads: int) -> Shape:
+    return Shape({
+        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 8192,
+    })  # fmt: skip
+
+
+SHAPES = {
+    "smollm2": _shape(49152, 576, 1536, 30, 9, 3),
+    "llama-1.1b": _shape(32000, 2048, 5632, 22, 32, 4),
+    "llama-8b": _shape(128256, 4096, 14336, 32, 32, 8),
+}
+TINY = _shape(300, 64, 96, 2, 4, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How much is measured. ``steps``: decoded tokens of a sample; ``stretch``: seconds metered."""
+
+    device: str = "cuda"
+    batches: tuple[int, ...] = (1, 8, 64)
+    prompts: tuple[int, ...] = (512, 4096)
+    images: tuple[int, ...] = (1, 32)
+    rounds: int = 7
+    steps: int = 24
+    stretch: float = 1.0
+    tiny: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Of language models."""
+        return "fp32" if self.tiny else "bf16"
+
+
+DRY = Setting("cpu", (1, 2), (8,), (1,), rounds=2, steps=2, stretch=0.02, tiny=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One engine at one case: medians over rounds. ``share``: of the limit named.
+
+    ``joules``: of a token or image. ``ratio``: the engine's time over miaotui's. ``note``: what is missing,
+    and why.
+    """
+
+    table: str
+    case: str
+    engine: str
+    median_ms: float | None = None
+    p10_ms: float | None = None
+    p90_ms: float | None = None
+    rate: float | None = None
+    share: float | None = None
+    limit: str = ""
+    ratio: float | None = None
+    joules: float | None = None
+    memory_mb: float | None = None
+    clocks: str = ""
+    note: str = ""
+
+
+class OutOfTimeError(BaseException):
+    """A section's time is over; no ``except Exception`` on the way may take it for a failure."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise ``OutOfTimeError`` in the body once ``seconds`` are over."""
+
+    def late(*_: object) -> None:
+        raise OutOfTimeError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@dataclass(slots=True)
+class Report:
+    """All rows so far, written anew after each."""
+
+    path: Path | None
+    setting: Setting
+    counters: Counters
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        """Keep, print and write."""
+        self.rows.append(row)
+        print(line(row), flush=True)
+        if self.path is not None:
+            at = asdict(conditions(Target.parse(self.setting.device)))
+            data: dict[str, Any] = {
+                "conditions": at,
+                "limits": {"memory": MEMORY, "compute": COMPUTE},
+                "setting": asdict(self.setting),
+            }
+            data["rows"] = [asdict(r) for r in self.rows]
+            self.path.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            self.path.with_suffix(".md").write_text(document(self.rows, at), encoding="utf-8")
+
+
+def document(rows: list[Row], at: Mapping[str, Any]) -> str:
+    """All tables as Markdown."""
+    versions = ", ".join(f"{name} {number}" for name, number in at["versions"].items())
+    lines = ["# CUDA check", "", f"{at['gpu'] or 'no GPU: a dry run, no measurement'}; {versions}."]
+    lines += [
+        "Medians of interleaved rounds. Shares are of 4.3 TB/s and 790 TFLOP/s, as measured on an H200.",
+        "`against` is the engine's time over miaotui's: above 1, miaotui is faster.",
+    ]
+    for table in dict.fromkeys(row.table for row in rows):
+        lines += ["", f"## {table}", "", HEADER, "|---" * HEADER.count(" | ") + "|---|"]
+        lines += [line(row) for row in rows if row.table == table]
+    return "\n".join(lines) + "\n"
+
+
+HEADER = (
+    "| case | engine | median ms | p10–p90 | per second | share | against | J | device MB | clocks, notes |"
+)
+
+
+def line(row: Row) -> str:
+    """One row of a table."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    share = "–" if row.share is None else f"{row.share:.0%} of {row.limit}"
+    told = "; ".join(part for part in (row.clocks, row.note) if part)
+    spread = f"{shown(row.p10_ms, '.3f')}–{shown(row.p90_ms, '.3f')}"
+    return (
+        f"| {row.case} | {row.engine} | {shown(row.median_ms, '.3f')} | {spread} | {shown(row.rate, ',.1f')} "
+        f"| {share} | {shown(row.ratio, '.2f')} | {shown(row.joules, '.3g')} "
+        f"| {shown(row.memory_mb, ',.0f')} | {told} |"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What the engines of one case do, and what its figures are against.
+
+    ``units``: tokens or images of a sample; ``work``: bytes or operations of a sample; ``works``: of engines
+    that differ.
+    """
+
+    table: str
+    name: str
+    units: float
+    work: float
+    limit: str
+    works: Mapping[str, float] = field(default_factory=dict)
+
+
+def compare(report: Report, case: Case, samples: Mapping[str, Callable[[], object]]) -> None:
+    """Time samples interleaved; each engine once before, where one that fails falls out with its reason."""
+    alive: dict[str, list[float]] = {}
+    for name, sample in samples.items():
+        try:
+            sample()
+            sample()
+            alive[name] = []
+        except Exception as error:
+            report.add(Row(case.table, case.name, name, note=reason(error)))
+    for number in range(report.setting.rounds):
+        for name in list(alive)[:: -1 if number % 2 else 1]:
+            start = time.perf_counter()
+            samples[name]()
+            alive[name].append(time.perf_counter() - start)
+    medians = {name: float(np.median(seconds)) for name, seconds in alive.items()}
+    for name, seconds in alive.items():
+        work = None if report.setting.tiny else case.works.get(name, case.work)
+        usage = metered(samples[name], report.counters, report.setting.stretch)
+        low, high = (float(q) * 1e3 for q in np.quantile(seconds, [0.1, 0.9]))
+        limit = MEMORY if case.limit == "memory" else COMPUTE
+        report.add(
+            Row(
+                case.table, case.name, name, medians[name] * 1e3, low, high, case.units / medians[name],
+                None if work is None else work / medians[name] / limit, case.limit,
+                medians[name] / medians[OURS] if OURS in medians else None,
+                None if usage.per_run is None else usage.per_run / case.units,
+                None if usage.memory_peak is None else usage.memory_peak / 1e6,
+                "" if usage.clocks is None else "{}..{} MHz".format(*usage.clocks),
+                ", ".join(usage.throttling or ()),
+            )
+        )  # fmt: skip
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, for a cell."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:160].replace("|", "/")
+
+
+def language(report: Report, name: str, precisions: tuple[str, ...] = ()) -> None:
+    """Decode and prefill of one shape. ``precisions``: of ours besides the one all engines have."""
+    from support.big_llama import write_llama
+
+    setting = report.setting
+    shape = TINY if setting.tiny else SHAPES[name]
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        folder = Path(place) / name
+        folder.mkdir()
+        write_llama(folder, dict(shape.sizes))
+        engines: dict[str, Engine] = {}
+
+        def opened(label: str, make: Callable[[], Engine]) -> None:
+            try:
+                engines[label] = made = make()
+                stack.callback(made.close)
+                if refusal := getattr(made, "refusal", ""):
+                    report.add(Row(f"{name} decode", "all", label, note=f"not captured: {refusal}"[:160]))
+            except Exception as error:
+                report.add(Row(f"{name} decode", "all", label, note=reason(error)))
+
+        def ours(precision: str) -> Engine:
+            return Ours(folder, setting.device, precision)
+
+        opened(OURS, lambda: ours(setting.precision))
+        for precision in precisions:
+            opened(f"{OURS} {precision}", lambda p=precision: ours(p))  # type: ignore[misc]
+        model = loaded(folder, setting)
+        backend = "eager" if setting.tiny else "inductor"
+        for label, compiled in ((EAGER, False), (COMPILED, True)):
+            opened(
+                label,
+                lambda c=compiled: Torch(model, setting.device, compiled=c, backend=backend),  # type: ignore[misc]
+            )
+        if shape.read < 2e9:  # an export of more does not fit the time
+            opened(PLAIN, lambda: Plain(model, f"{setting.device.upper()}ExecutionProvider", Path(place)))
+        for batch in setting.batches:
+            decode(report, name, shape, engines, batch)
+        for tokens in setting.prompts:
+            prefill(report, name, shape, engines, tokens)
+
+
+def loaded(folder: Path, setting: Setting) -> Any:
+    """The same weights in transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float32 if setting.tiny else torch.bfloat16
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(setting.device).eval()
+
+
+def decode(report: Report, name: str, shape: Shape, engines: Mapping[str, Engine], batch: int) -> None:
+    """Tokens a second of all rows behind a short prompt, which is taken in before what is timed."""
+    setting = report.setting
+    near, samples = 4 if setting.tiny else NEAR, setting.rounds + 2
+    prompts = np.random.default_rng(batch).integers(3, shape.sizes["vocab_size"], (batch, near))
+
+    def begun(engine: Engine) -> Callable[[], None]:
+        taken = 0
+
+        def sample() -> None:
+            nonlocal taken
+            if taken % samples == 0:
+                engine.prefill(prompts, samples * setting.steps)
+            taken += 1
+            for _ in range(setting.steps):
+                engine.step()
+
+        return sample
+
+    kept = batch * shape.kept * (near + samples * setting.steps // 2)
+    few = (BITS4 / 8 * shape.read + kept) * setting.steps
+    case = Case(
+        f"{name} decode",
+        f"batch {batch}",
+        batch * setting.steps,
+        (2 * shape.read + kept) * setting.steps,
+        "memory",
+        {label: few for label in engines if label.endswith("int4")},
+    )
+    compare(report, case, {label: begun(engine) for label, engine in engines.items()})
+
+
+def prefill(report: Report, name: str, shape: Shape, engines: Mapping[str, Engine], tokens: int) -> None:
+    """Prompt tokens a second, one row, until its first token is known."""
+    prompts = np.random.default_rng(tokens).integers(3, shape.sizes["vocab_size"], (1, tokens))
+    case = Case(f"{name} prefill", f"{tokens} tokens", tokens, 2.0 * shape.read * tokens, "compute")
+    compare(report, case, {label: lambda e=e: e.prefill(prompts) for label, e in engines.items()})  # type: ignore[misc]
+
+
+def fixed(
+    report: Report, table: str, build: Callable[[], Any], inputs: Callable[[int], shared.Arrays]
+) -> None:
+    """An encoder or CNN in fp16, tensors on the device in and out."""
+    import torch
+
+    setting = report.setting
+    half = not setting.tiny
+    for batch in setting.images:
+        module, arrays = build().eval(), inputs(batch)
+        exe = miaotui.compile(
+            module, arrays, target=setting.device, precision="fp16" if half else "fp32", backend="ort",
+            verify=False, timing=0.0, keep_source=False, strict=False,
+        )  # fmt: skip
+        moved = module.to(setting.device)
+        moved = moved.half() if half else moved
+        given = {n: torch.from_numpy(a).to(setting.device) for n, a in arrays.items()}
+        halved = {n: t.half() if half and t.is_floating_point() else t for n, t in given.items()}
+        options: dict[str, Any] = {"mode": "reduce-overhead"} if half else {"backend": "eager"}
+        fast = torch.compile(moved, **options)
+        fed: Any = given if setting.device == "cuda" else arrays
+
+        def called(model: Any, taken: Any = halved) -> Callable[[], None]:
+            def sample() -> None:
+                with torch.no_grad():
+                    model(**taken)
+                if setting.device == "cuda":
+                    torch.cuda.synchronize()
+
+            return sample
+
+        # operations of a pass: a multiplication and an addition for each weight and position it meets
+        case = Case(table, f"batch {batch}", batch, operations(module, halved), "compute")
+        samples = {OURS: partial(exe.run, fed), EAGER: called(moved), COMPILED: called(fast)}
+        compare(report, case, samples)
+        exe.close()
+        torch._dynamo.reset()
+
+
+def operations(module: Any, given: Mapping[str, Any]) -> float:
+    """Of one pass, as torch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        module(**given)
+    return float(counted.get_total_flops())
+
+
+def encoder(report: Report) -> None:
+    """BERT-base's shape, 128 tokens."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.BertConfig(**(sizes if report.setting.tiny else {}))
+    tokens = 8 if report.setting.tiny else 128
+    random = np.random.default_rng(0)
+    fixed(
+        report, "BERT-base fp16", lambda: transformers.BertModel(config, add_pooling_layer=False),
+        lambda batch: {"input_ids": random.integers(0, 30000, (batch, tokens))},
+    )  # fmt: skip
+
+
+def cnn(report: Report) -> None:
+    """ResNet-50's shape."""
+    import transformers
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    config = transformers.ResNetConfig(**(sizes if report.setting.tiny else {}))
+    side = 32 if report.setting.tiny else 224
+    random = np.random.default_rng(0)
+    fixed(
+        report, "ResNet-50 fp16", lambda: transformers.ResNetModel(config),
+        lambda batch: {"pixel_values": random.standard_normal((batch, 3, side, side), dtype=np.float32)},
+    )  # fmt: skip
+
+
+SECTIONS: dict[str, tuple[float, Callable[[Report], None]]] = {
+    "smollm2": (120, lambda report: language(report, "smollm2")),
+    "cnn": (60, cnn),
+    "encoder": (60, encoder),
+    "llama-1.1b": (110, lambda report: language(report, "llama-1.1b", ("int4",))),
+    "llama-8b": (230, lambda report: language(report, "llama-8b", ("int4",))),
+}
+"""Seconds of each, 580 in all, the cheapest figures first."""
+
+
+def run(
+    setting: Setting,
+    path: Path | None,
+    sections: Mapping[str, tuple[float, Callable[[Report], None]]] = SECTIONS,
+    whole: float = 580.0,
+) -> list[Row]:
+    """All sections within ``whole`` seconds; what one does not use is the next ones'."""
+    report = Report(path, setting, counters_of(Target.parse(setting.device)))
+    end = time.monotonic() + whole
+    scale = min(1.0, whole / sum(seconds for seconds, _ in sections.values()))
+    for place, (name, (_, section)) in enumerate(sections.items()):
+        later = sum(seconds for seconds, _ in list(sections.values())[place + 1 :])
+        seconds = max(end - time.monotonic() - later * scale, 0.1)
+        try:
+            with limited(seconds):
+                section(report)
+        except OutOfTimeError:
+            report.add(Row(name, "section", "all", note=f"cut short after {seconds:.0f} s"))
+        except Exception as error:
+            report.add(Row(name, "section", "all", note=reason(error)))
+    return report.rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU: its structure, no speed")
+    parser.add_argument("--only", default="", help=f"sections, by comma: {', '.join(SECTIONS)}")
+    parser.add_argument("--seconds", type=float, default=580.0, help="bound on everything")
+    parser.add_argument("-o", "--output", type=Path, help="file of the tables, without its suffix")
+    chosen = parser.parse_args()
+    only = tuple(part for part in chosen.only.split(",") if part)
+    if unknown := set(only) - set(SECTIONS):
+        parser.error(f"no sections {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    path = chosen.output or (None if chosen.dry else shared.RESULTS / "gpu_check")
+    sections = {name: part for name, part in SECTIONS.items() if not only or name in only}
+    run(DRY if chosen.dry else Setting(), path, sections, chosen.seconds)
+
+
+if __name__ == "__main__":
+    main()
