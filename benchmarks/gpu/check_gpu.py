@@ -389,7 +389,11 @@ def fixed(
 
         # operations of a pass: a multiplication and an addition for each weight and position it meets
         case = Case(table, f"batch {batch}", batch, operations(module, halved), "compute")
-        samples = {OURS: partial(exe.run, fed), EAGER: called(moved), COMPILED: called(fast)}
+        samples: dict[str, Callable[[], object]] = {
+            OURS: partial(exe.run, fed),
+            EAGER: called(moved),
+            COMPILED: called(fast),
+        }
         compare(report, case, samples)
         exe.close()
         torch._dynamo.reset()
