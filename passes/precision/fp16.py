@@ -14,7 +14,7 @@ from ...compiler.ir.provenance import merge_sources
 from ...compiler.program import OPSET, Program
 from ..base import Note, Pass, PassContext, PassResult
 from .half import BF16, FP16, Format, half
-from .interface import narrow_interface
+from .interface import narrow_interface, narrow_state
 from .keep import Plan, Planner, bounded
 
 FLOAT = ir.DataType.FLOAT
@@ -22,7 +22,7 @@ FLOAT = ir.DataType.FLOAT
 
 @dataclass(frozen=True)
 class ConvertFp16(Pass):
-    """Compute in float16 what its range allows; inputs and outputs of the model stay float32.
+    """Compute in float16 what its range allows; inputs and outputs of the model stay float32, state does not.
 
     ``keep``: operators, ``keep_nodes``: node names that stay float32. ``limit``: fraction of float16's
     range that a measured activation may fill. Masks such as -3.4e38 become -30000. ``io``: inputs and
@@ -60,6 +60,9 @@ class ConvertFp16(Pass):
             ]
             if turning:
                 _Converter(model, plan, set(ranges), self.form).run()
+        decoding = program.decoding
+        if decoding is not None:
+            hits += narrow_state(program.entries[decoding.entry], decoding.state, self.form)
         hits += narrow_interface(program.main, self.form) if self.io else []
         return PassResult(len(hits), tuple(hits), tuple(declined))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from ...compiler.ir.provenance import merge_sources
+from ...compiler.program import StateTensor
 from ..base import Note
 from .half import Format
 
@@ -33,6 +36,51 @@ def narrow_interface(model: ir.Model, form: Format) -> list[Note]:
     for value in made:
         _drop_unread(value)
     return notes
+
+
+def narrow_state(model: ir.Model, states: Iterable[StateTensor], form: Format) -> list[Note]:
+    """Keep in 16 bits what lives between runs and is computed in 16 bits anyway; a note for each.
+
+    What a run reads of it the one before has written in 16 bits, so it needs no clamp and no cast, and a
+    cache may be written in place. A state that something reads or writes in float32 stays as it is.
+    """
+    graph, notes = model.graph, []
+    inputs = {value.name: value for value in graph.inputs}
+    places = {value.name: index for index, value in enumerate(graph.outputs)}
+    for state in states:
+        past, present = inputs[state.input], graph.outputs[places[state.output]]
+        casts = _casts_of(past, form)
+        producer = present.producer()
+        source = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else None
+        if past.dtype != FLOAT or casts is None or source is None or source.dtype != form.dtype:
+            continue
+        past.type = ir.TensorType(form.dtype)
+        for node in casts:
+            for use in tuple(node.outputs[0].uses()):
+                if use.node not in casts:
+                    use.node.replace_input_with(use.idx, past)
+        for node in reversed(casts):
+            graph.remove(node, safe=True)
+        graph.outputs[places[state.output]] = _narrow_output(graph, present, form)
+        _drop_unread(present)
+        notes.append(Note(state.input, f"state is {form.name}"))
+    return notes
+
+
+def _casts_of(past: ir.Value, form: Format) -> list[ir.Node] | None:
+    """Clamps and casts to 16 bits, in order, that alone read ``past``, its shape aside; None if others do."""
+    found: list[ir.Node] = []
+    for use in past.uses():
+        node = use.node
+        if _casts_to(node, form):
+            found.append(node)
+        elif node.op_type == "Clip" and all(_casts_to(u.node, form) for u in node.outputs[0].uses()):
+            found += [node, *(u.node for u in node.outputs[0].uses())]
+        elif node.op_type != "Shape":
+            return None
+    if any(node.outputs[0].is_graph_output() for node in found):
+        return None
+    return list(dict.fromkeys(found))
 
 
 def _narrow_input(graph: ir.Graph, value: ir.Value, form: Format) -> None:
