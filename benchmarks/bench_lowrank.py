@@ -108,6 +108,7 @@ def build() -> None:
         (minilm(), inputs_of(2, 11)),
         (hugging_face_folder(WORK / "smollm2"), None),
     )
+    wanted: list[tuple[str, tuple[Any, Any], str, str, tuple[str, ...]]]
     wanted = [("minilm", minilm_source, backend, "fp32", ()) for backend in BACKENDS]
     wanted += [("smollm2", smollm2_source, *decoder) for decoder in DECODERS]
     for model, (source, inputs), backend, kind, further in wanted:
