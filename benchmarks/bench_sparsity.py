@@ -72,7 +72,9 @@ def speed(case: str, threads: int) -> list[dict[str, Any]]:
             prune = f"prune-weights{{pattern=block,sparsity={share},output=true}}"
             settings[f"native {share:.0%} blocks"] = {"backend": "native", "enable": (prune,)}
         for name, options in settings.items():
-            made[name] = stack.enter_context(shared.compiled(module, inputs, {}, **options))
+            made[name] = stack.enter_context(
+                shared.compiled(module, inputs, {}, keep_source=False, **options)
+            )
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = {}
         for index, (name, executable) in enumerate(made.items()):
