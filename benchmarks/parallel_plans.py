@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from miaotui.compiler.artifact import record_file, walk_files
 from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
 from miaotui.compiler.ir.builder import FLOAT, Builder
 from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import Target
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.compiler.parallel.plan import (
-    PLAN,
     Collective,
     EntryPlan,
     Feed,
     Fetch,
-    Part,
     Plan,
     Share,
     Step,
     Wire,
 )
+from miaotui.compiler.parallel.writing import build_share, written
 from miaotui.compiler.program import TensorSpec
-from miaotui.compiler.weights import WeightStore
+from miaotui.runtime.parallel.version import own_version
 
 WIDTH, HIDDEN, LAYERS = 512, 2048, 4
 
@@ -69,11 +66,10 @@ def write(folder: Path, mesh: Mesh, width: int, body: Body | None, reduced: int 
 
     Without a ``body`` stages compute nothing: each hands on what its only shard sums up alone.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     shares = []
     for stage in range(mesh.pp):
         for shard in range(mesh.tp):
-            place = f"stage{stage}.shard{shard}"
-            (folder / place).mkdir(parents=True)
             if body is None:
                 alone = Collective(
                     "alone", "AllReduce", "tp", f"v{stage}", f"v{stage + 1}", spec(f"v{stage}", width)
@@ -82,18 +78,12 @@ def write(folder: Path, mesh: Mesh, width: int, body: Body | None, reduced: int 
                 continue
             b = Builder()
             b.output(body(b, b.input(f"v{stage}", ("batch", width)), stage), f"v{stage + 1}")
-            program = b.program()
-            with WeightStore(folder / place / "weights.bin") as store:
-                build = OnnxRuntimeBackend().build(program, Target(), folder / place, store)
-            given = Entry(program.inputs(), (spec(f"v{stage + 1}", width),))
-            file = f"{place}/{build.entries['main']}"
-            steps: list[Step] = [Part("ort", "main", file, given, build.settings)]
+            built = build_share(b.program(), OnnxRuntimeBackend(), Target(), folder, stage, shard)
+            given = replace(built.parts["main"].signature, outputs=(spec(f"v{stage + 1}", width),))
+            steps: list[Step] = [replace(built.parts["main"], signature=given)]
             if stage == 0:
                 steps += [_reduce(number, width) for number in range(reduced)]
-            held = (folder / place / "weights.bin").exists()
-            shares.append(
-                Share(stage, shard, {"main": tuple(steps)}, weights=f"{place}/weights.bin" if held else None)
-            )
+            shares.append(Share(stage, shard, {"main": tuple(steps)}, weights=built.weights))
     entry = EntryPlan(
         feeds=(Feed(spec("v0", width), (0,), 0),),
         fetches=(Fetch(spec(f"v{mesh.pp}", width), mesh.pp - 1, 0),),
@@ -102,9 +92,7 @@ def write(folder: Path, mesh: Mesh, width: int, body: Body | None, reduced: int 
             for stage in range(1, mesh.pp)
         ),
     )
-    plan = Plan(version("miaotui"), mesh, {"main": entry}, tuple(shares))
-    plan = replace(plan, files={name: record_file(folder / name) for name in walk_files(folder)})
-    (folder / PLAN).write_text(plan.dumps(), "utf-8")
+    written(Plan(own_version(), mesh, {"main": entry}, tuple(shares)), folder)
     return folder
 
 

@@ -6,30 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..compiler.artifact import record_file, walk_files
 from ..compiler.codegen.base import Backend
 from ..compiler.errors import OptionError, UnsupportedError
 from ..compiler.ir.cut import Segment, cut
 from ..compiler.ir.shapes import infer_shapes
-from ..compiler.manifest import Entry
 from ..compiler.options import Target
 from ..compiler.parallel.mesh import Mesh
-from ..compiler.parallel.plan import (
-    OUTSIDE,
-    PLAN,
-    EntryPlan,
-    Feed,
-    Fetch,
-    Part,
-    Plan,
-    Share,
-    State,
-    Step,
-    Wire,
-)
+from ..compiler.parallel.plan import OUTSIDE, EntryPlan, Feed, Fetch, Plan, Share, State, Wire
 from ..compiler.parallel.sharding import stage
+from ..compiler.parallel.writing import build_share, written
 from ..compiler.program import Decoding, Program, TensorSpec
-from ..compiler.weights import WeightStore
 from ..passes.base import PassContext
 from ..passes.partition.pipeline import PipelineStages
 from ..runtime.parallel.version import own_version
@@ -53,12 +39,7 @@ def write_plan(program: Program, mesh: Mesh, backend: Backend, target: Target, f
     parts = [{entry: stages.get(number) for entry, stages in found.items()} for number in range(mesh.pp)]
     shares = tuple(_share(number, own, program, backend, target, folder) for number, own in enumerate(parts))
     entries = {entry: _wiring(program, entry, stages, batch) for entry, stages in found.items()}
-    files = {name: record_file(folder / name) for name in walk_files(folder)}
-    plan = Plan(own_version(), mesh, entries, shares, files=files)
-    text = plan.dumps()
-    Plan.loads(text, PLAN)  # what is written must be readable
-    (folder / PLAN).write_text(text, "utf-8")
-    return plan
+    return written(Plan(own_version(), mesh, entries, shares), folder)
 
 
 def batch_or_none(program: Program) -> str | None:
@@ -97,27 +78,9 @@ def _share(
     target: Target,
     folder: Path,
 ) -> Share:
-    place = f"stage{number}.shard0"
-    (folder / place).mkdir(parents=True)
     own = {entry: segment.program.main for entry, segment in segments.items() if segment is not None}
     mine = replace(program, entries=own, decoding=None)
-    with WeightStore(folder / place / "weights.bin") as store:
-        build = backend.build(mine, target, folder / place, store)
-        size = store.size
-    if not size:
-        (folder / place / "weights.bin").unlink()
-    steps: dict[str, tuple[Step, ...]] = {
-        entry: (
-            Part(
-                backend.name,
-                entry,
-                f"{place}/{file}",
-                Entry(mine.inputs(entry), mine.outputs(entry)),
-                build.settings,
-            ),
-        )
-        for entry, file in build.entries.items()
-    }
+    built = build_share(mine, backend, target, folder, number)
     state = {}
     decoding = program.decoding
     if decoding is not None and decoding.entry in own:
@@ -127,8 +90,8 @@ def _share(
             for kept in decoding.state
             if kept.input in specs
         )
-    weights = f"{place}/weights.bin" if size else None
-    return Share(number, 0, steps, state, weights, size)
+    steps = {entry: (part,) for entry, part in built.parts.items()}
+    return Share(number, 0, steps, state, built.weights, built.memory)
 
 
 def _wiring(program: Program, entry: str, stages: Stages, batch: str | None) -> EntryPlan:

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -161,7 +162,7 @@ def serve(control: Channel) -> None:
             try:
                 travel: Travel = upstream.recv()
             except (EOFError, OSError):
-                if os.getppid() != caller:  # it was ended, and can't clean up
+                if _outlives(caller):  # which can't clean up
                     shutil.rmtree(given.memory, ignore_errors=True)
                 return
             rank.handle(travel)
@@ -171,6 +172,14 @@ def serve(control: Channel) -> None:
                 downstream.send(travel)
             except OSError:
                 return
+
+
+def _outlives(caller: int, seconds: float = 10.0) -> bool:
+    """Whether ``caller`` is gone. Its sockets close before that: it has ``seconds``, or ends this process."""
+    deadline = time.monotonic() + seconds
+    while os.getppid() == caller and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return os.getppid() != caller
 
 
 def _rank(given: Assignment) -> ProcessRank:

@@ -17,18 +17,16 @@ import psutil
 import pytest
 from miaotui.compiler.artifact import record_file
 from miaotui.compiler.errors import ArtifactError, CompileError, WorkerError
-from miaotui.compiler.manifest import Entry
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.compiler.parallel.plan import PLAN
 from miaotui.runtime.generate.decoder import Decoder
 from miaotui.runtime.parallel.arena import shared_folder
 from miaotui.runtime.parallel.options import ParallelOptions
-from miaotui.runtime.parallel.processes import PREFIX, ProcessReplica
-from miaotui.runtime.parallel.runner import ParallelModel, ParallelRunner
-from support.plans import CLASSES, WIDTH, run_whole, spec, write_plan
+from miaotui.runtime.parallel.processes import PREFIX
+from miaotui.runtime.parallel.runner import ParallelModel
+from support.parallel_runs import MAIN, batch, check, opened, pids
+from support.plans import write_plan
 from support.stateful_plans import DECODING, SIGNATURE, write_greedily, write_stateful_plan
-
-MAIN = Entry((spec("x", WIDTH),), (spec("h", WIDTH), spec("y", CLASSES)))
 
 
 @pytest.fixture(autouse=True)
@@ -38,26 +36,6 @@ def _nothing_is_left_behind() -> Iterator[None]:
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     assert psutil.wait_procs(left, 10)[1] == []
     assert list(shared_folder().glob(f"{PREFIX}{os.getpid()}-*")) == []
-
-
-def opened(folder: Path, executor: str, mesh: Mesh | None = None) -> ParallelRunner:
-    write_plan(folder, mesh or Mesh(pp=2))
-    return ParallelModel(folder, MAIN, options=ParallelOptions.parse(executor)).open(1)
-
-
-def pids(runner: ParallelRunner, member: int = 0) -> list[int]:
-    replica = runner._open().members[member].current()[0]
-    assert isinstance(replica, ProcessReplica)
-    return replica.pids
-
-
-def batch(number: int, rows: int = 5) -> np.ndarray:
-    return np.random.default_rng(number).standard_normal((rows, WIDTH)).astype(np.float32)
-
-
-def check(found: dict[str, np.ndarray], number: int) -> None:
-    for name, wanted in run_whole(batch(number)).items():
-        np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_killed_worker_loses_nothing_and_nothing_is_answered_twice(tmp_path: Path) -> None:
@@ -127,7 +105,7 @@ def test_workers_end_with_their_caller_and_leave_no_memory(tmp_path: Path) -> No
     write_plan(tmp_path)
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
-        "from pathlib import Path; from parallel.test_exec_faults import MAIN, pids\n"
+        "from pathlib import Path; from support.parallel_runs import MAIN, pids\n"
         "from miaotui.runtime.parallel.options import ParallelOptions\n"
         "from miaotui.runtime.parallel.runner import ParallelModel\n"
         "model = ParallelModel(Path(sys.argv[1]), MAIN, options=ParallelOptions('processes'))\n"

@@ -9,22 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from miaotui.compiler.errors import CompileError, WorkerError
-from miaotui.compiler.manifest import Entry
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.runtime.generate.decoder import Decoder
 from miaotui.runtime.parallel.options import ParallelOptions
-from miaotui.runtime.parallel.ray_actors import QUIET, RayReplica
-from miaotui.runtime.parallel.runner import ParallelModel, ParallelRunner
-from support.plans import CLASSES, WIDTH, run_whole, spec, write_plan
+from miaotui.runtime.parallel.ray_actors import QUIET
+from miaotui.runtime.parallel.runner import ParallelModel
+from support.parallel_runs import batch, check, opened, pids
 from support.stateful_plans import DECODING, SIGNATURE, write_greedily, write_stateful_plan
 
 pytestmark = pytest.mark.slow
-
-MAIN = Entry((spec("x", WIDTH),), (spec("h", WIDTH), spec("y", CLASSES)))
 
 
 @pytest.fixture(scope="module")
@@ -51,28 +47,8 @@ def cluster() -> Iterator[Any]:
     assert psutil.wait_procs(left, 20)[1] == []
 
 
-def opened(folder: Path, mesh: Mesh, text: str = "ray") -> ParallelRunner:
-    write_plan(folder, mesh)
-    return ParallelModel(folder, MAIN, options=ParallelOptions.parse(text)).open(1)
-
-
-def pids(runner: ParallelRunner) -> list[int]:
-    replica = runner._open().members[0].current()[0]
-    assert isinstance(replica, RayReplica)
-    return replica.pids
-
-
-def batch(number: int) -> np.ndarray:
-    return np.random.default_rng(number).standard_normal((5, WIDTH)).astype(np.float32)
-
-
-def check(found: dict[str, np.ndarray], number: int) -> None:
-    for name, wanted in run_whole(batch(number)).items():
-        np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-5)
-
-
 def test_killed_and_hung_actors_lose_nothing(cluster: Any, tmp_path: Path) -> None:
-    with opened(tmp_path, Mesh(pp=2), "ray{timeout=6}") as runner, ThreadPoolExecutor(3) as callers:
+    with opened(tmp_path, "ray{timeout=6}", Mesh(pp=2)) as runner, ThreadPoolExecutor(3) as callers:
         answers = [callers.submit(runner.run, {"x": batch(number)}) for number in range(40)]
         answers[7].result()
         os.kill(pids(runner)[1], signal.SIGKILL)
@@ -101,9 +77,9 @@ def test_a_group_meets_through_torch_and_an_error_in_it_is_the_callers(cluster: 
 
 
 def test_ranks_of_a_lost_node_go_to_another(cluster: Any, tmp_path: Path) -> None:
-    with opened(tmp_path, Mesh(pp=2), "ray{placement=SPREAD,timeout=60,retries=3}") as runner:
+    with opened(tmp_path, "ray{placement=SPREAD,timeout=60,retries=3}", Mesh(pp=2)) as runner:
         check(runner.run({"x": batch(0)}), 0)
         cluster.remove_node(cluster.worker_nodes and next(iter(cluster.worker_nodes)), allow_graceful=False)
         check(runner.run({"x": batch(1)}), 1)
         with pytest.raises(WorkerError, match="the cluster has no room for 8 ranks"):
-            opened(tmp_path / "large", Mesh(pp=2, tp=4), "ray{start_timeout=2}")
+            opened(tmp_path / "large", "ray{start_timeout=2}", Mesh(pp=2, tp=4))

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from miaotui.compiler.artifact import record_file, walk_files
 from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
 from miaotui.compiler.ir.builder import FLOAT, Builder
-from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import Target
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.compiler.parallel.plan import (
-    PLAN,
     Collective,
     EntryPlan,
     Feed,
     Fetch,
-    Part,
     Plan,
     Share,
     Step,
     Wire,
 )
+from miaotui.compiler.parallel.writing import build_share, written
 from miaotui.compiler.program import Program, TensorSpec
-from miaotui.compiler.weights import WeightStore
+from miaotui.runtime.parallel.version import own_version
 
 Array = np.ndarray[Any, Any]
 
 WIDTH, HIDDEN, CLASSES = 32, 48, 24
-VERSION = "0.1.0"
+VERSION = own_version()
 
 
 def weights(seed: int = 0) -> dict[str, Array]:
@@ -67,10 +63,7 @@ def write_plan(folder: Path, mesh: Mesh | None = None, seed: int = 0) -> Plan:
         fetches=(Fetch(h, 0, 0), Fetch(y, 1, 0)),
         wires=(Wire(h, 0, (1,), 4 * WIDTH, batch=0),),
     )
-    plan = Plan(VERSION, mesh, {"main": entry}, tuple(shares))
-    plan = replace(plan, files={name: record_file(folder / name) for name in walk_files(folder)})
-    (folder / PLAN).write_text(plan.dumps(), "utf-8")
-    return plan
+    return written(Plan(VERSION, mesh, {"main": entry}, tuple(shares)), folder)
 
 
 def spec(name: str, width: int) -> TensorSpec:
@@ -78,8 +71,6 @@ def spec(name: str, width: int) -> TensorSpec:
 
 
 def _share(folder: Path, stage: int, shard: int, tp: int, whole: dict[str, Array]) -> Share:
-    place = f"stage{stage}.shard{shard}"
-    (folder / place).mkdir()
     up = np.split(whole[f"up{stage}"], tp, 1)[shard]
     down = np.split(whole[f"down{stage}"], tp, 0)[shard]
     source, result = ("x", "h") if stage == 0 else ("h", "g")
@@ -97,22 +88,14 @@ def _share(folder: Path, stage: int, shard: int, tp: int, whole: dict[str, Array
         second.output(second.op("MatMul", ready, second.weight("head", head)), "scores")
     entries = {"main": b.program(), "main_1": second.program()}
     program = Program({name: made.main for name, made in entries.items()})
-    with WeightStore(folder / place / "weights.bin") as store:
-        build = OnnxRuntimeBackend().build(program, Target(), folder / place, store)
-    parts = [
-        Part(
-            "ort", name, f"{place}/{file}", Entry(program.inputs(name), program.outputs(name)), build.settings
-        )
-        for name, file in build.entries.items()
-    ]
+    built = build_share(program, OnnxRuntimeBackend(), Target(), folder, stage, shard)
     reduce = Collective(
         f"reduce{stage}", "AllReduce", "tp", f"partial{stage}", f"sum{stage}", spec(f"partial{stage}", WIDTH)
     )
-    steps: list[Step] = [parts[0], reduce, parts[1]]
+    steps: list[Step] = [built.parts["main"], reduce, built.parts["main_1"]]
     if stage == 1:
         sizes = (CLASSES // tp,) * tp
         steps.append(
             Collective("gather", "AllGather", "tp", "scores", "y", spec("scores", CLASSES // tp), 1, sizes)
         )
-    memory = sum(a.nbytes for a in (up, down, *([head] if stage else [])))
-    return Share(stage, shard, {"main": tuple(steps)}, weights=f"{place}/weights.bin", memory=memory)
+    return Share(stage, shard, {"main": tuple(steps)}, weights=built.weights, memory=built.memory)

@@ -8,27 +8,24 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from miaotui.compiler.artifact import record_file, walk_files
 from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
 from miaotui.compiler.ir.builder import FLOAT, INT64, Builder
 from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import Target
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.compiler.parallel.plan import (
-    PLAN,
     Collective,
     EntryPlan,
     Feed,
     Fetch,
-    Part,
     Plan,
     Share,
     State,
     Step,
     Wire,
 )
+from miaotui.compiler.parallel.writing import build_share, written
 from miaotui.compiler.program import Decoding, Program, StateTensor, TensorSpec
-from miaotui.compiler.weights import WeightStore
 from support.plans import VERSION
 
 Array = np.ndarray[Any, Any]
@@ -86,15 +83,10 @@ def write_stateful_plan(folder: Path, mesh: Mesh | None = None, seed: int = 0) -
         fetches=(Fetch(LOGITS, 1, 0), Fetch(NEXT, 1, 0)),
         wires=(Wire(HIDDEN, 0, (1,), 4 * WIDTH, batch=0),),
     )
-    plan = Plan(VERSION, mesh, {"decode": entry}, tuple(shares))
-    plan = replace(plan, files={name: record_file(folder / name) for name in walk_files(folder)})
-    (folder / PLAN).write_text(plan.dumps(), "utf-8")
-    return plan
+    return written(Plan(VERSION, mesh, {"decode": entry}, tuple(shares)), folder)
 
 
 def _share(folder: Path, stage: int, shard: int, tp: int, seed: int) -> Share:
-    place = f"stage{stage}.shard{shard}"
-    (folder / place).mkdir()
     w, heads = weights(seed), HEADS // tp
     b = Builder()
     if stage == 0:
@@ -126,21 +118,19 @@ def _share(folder: Path, stage: int, shard: int, tp: int, seed: int) -> Share:
     program = Program(entries)
     given = {"decode": (f"k{stage}_out", f"partial{stage}", "e"), "decode_1": ("h", "logits", "next")}
     known = {s.name: s for s in (HIDDEN, LOGITS, NEXT)}
-    with WeightStore(folder / place / "weights.bin") as store:
-        build = OnnxRuntimeBackend().build(program, Target(), folder / place, store)
+    built = build_share(program, OnnxRuntimeBackend(), Target(), folder, stage, shard)
     parts = []
-    for name, file in build.entries.items():
-        made = {spec.name: spec for spec in program.outputs(name)}
+    for name, part in built.parts.items():
+        made = {spec.name: spec for spec in part.signature.outputs}
         outputs = tuple(_known(spec, known, heads) for n, spec in made.items() if n in given[name])
-        signature = Entry(program.inputs(name), outputs)
-        parts.append(Part("ort", name, f"{place}/{file}", signature, build.settings))
+        parts.append(replace(part, signature=Entry(part.signature.inputs, outputs)))
     partial = TensorSpec(f"partial{stage}", FLOAT, HIDDEN.shape)
     reduce = Collective(f"reduce{stage}", "AllReduce", "tp", f"partial{stage}", f"sum{stage}", partial)
     steps: tuple[Step, ...] = (parts[0], reduce, parts[1])
     kept = State(
         f"k{stage}", f"k{stage}_out", TensorSpec(f"k{stage}", FLOAT, ("batch", heads, "capacity", HEAD))
     )
-    return Share(stage, shard, {"decode": steps}, {"decode": (kept,)}, f"{place}/weights.bin")
+    return Share(stage, shard, {"decode": steps}, {"decode": (kept,)}, built.weights, built.memory)
 
 
 def _known(spec: TensorSpec, known: dict[str, TensorSpec], heads: int) -> TensorSpec:
