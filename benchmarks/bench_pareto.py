@@ -34,10 +34,11 @@ from perplexity import Array, Score, compared
 
 COUNT, QUICK = 12, 2
 """Windows of 512 tokens that every point is evaluated on."""
-UNIFORM = ("int4 g128", "int4 g64", "int4 g32", "int8 g32")
+UNIFORM = ("int4 g128", "int4 g64", "int4 g32", "int8 g128", "int8 g32")
 """Formats of all linear weights; the output layer, which is the embedding table too, is in 8 bits, and in a
 second point of each in 4 bits like the rest."""
-BUDGETS = (0.0005, 0.0015, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.12)
+FINE = (0.00025, 0.0003, 0.00035, 0.0004, 0.0005, 0.0007, 0.001, 0.0015)
+BUDGETS = (*FINE, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.12)
 """Mean KL on the calibration text."""
 PATIENCE = 3600.0
 
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         points = []
         for label in UNIFORM:
             points.append(evaluation.point(label, "uniform", uniform(rows, label, "int8 g32")))
-            if label != "int8 g32":
+            if label.startswith("int4"):
                 chosen = uniform(rows, label, f"{label} table")
                 points.append(evaluation.point(label, "uniform 4-bit head", chosen))
         for budget in BUDGETS:

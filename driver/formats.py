@@ -12,11 +12,16 @@ from ..passes.base import OFF, Pass
 INTEGERS = "quantize-activations"
 """The pass whose products round their activations too; what it takes, quantize-weights finds no more."""
 
-STORED = "bits=8,output=8,table=8,block=32"
+_BYTES = "bits=8,output=8,table=8,block="
+
+STORED = f"{_BYTES}32"
 """What quantize-weights makes of a weight in 8 bits."""
 
 BLOCKS = (32, 64, 128)
-"""Columns that share a scale in 4 bits; 8 bits are near enough in blocks of 32."""
+"""Columns that share a scale in 4 bits."""
+
+WIDE = 128
+"""The same in 8 bits, where 8.25 bits a weight with its scale, not 9, are worth a little error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ def _offers(step: Pass, precision: str) -> list[tuple[str, str, str]]:
     found = [("", name, OFF), ("int8 g32", name, STORED)]
     if precision != "int4":
         return found
+    found.append((f"int8 g{WIDE}", name, f"{_BYTES}{WIDE}"))
     for block in BLOCKS:
         found.append((f"int4 g{block}", name, f"bits=4,output=4,table=8,block={block}"))
         found.append((f"int4 g{block} table", name, f"bits=4,output=4,table=4,block={block}"))
