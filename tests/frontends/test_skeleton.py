@@ -216,10 +216,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 @pytest.mark.slow
-def test_a_llama_of_a_billion_parameters_compiles_to_int4_in_three_gigabytes(tmp_path):
+def test_a_llama_compiles_to_int4_in_less_memory_than_its_weights_take(tmp_path):
+    """Of five layers: the benchmark of memory compiles all 22."""
     folder = tmp_path / "llama"
     folder.mkdir()
-    assert write_llama(folder, TINY_LLAMA) > 1.09e9
+    parameters = write_llama(folder, TINY_LLAMA | {"num_hidden_layers": 5})
     command = [sys.executable, "-c", COMPILE, str(folder), str(tmp_path / "out.miaotui")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout
-    assert int(printed.split()[-1]) < 3e9
+    assert int(printed.split()[-1]) < 1.2e9 < 4 * parameters
