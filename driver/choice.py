@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..compiler.codegen.tvm.backend import untuned
 from ..compiler.draft import Draft
 from ..compiler.errors import CompileError, ToolError, UnsupportedError
 from ..compiler.options import CompileOptions
@@ -159,6 +160,8 @@ class Choice:
             if self.source is None and options.keeps_source:
                 self.source = bench.source(attempt.recipe.source)
             result = Result(attempt.lowered, bench.optimized(attempt.lowered, attempt.name), self.source)
+        for name, why in untuned(result.best.variant.settings).items():
+            self.journal.note(f"kernel {name} stays untuned: {why}")
         if self.evidence is None:
             return result, None
         return result, Judge(bench, attempt.recipe, self.evidence, options, self.journal)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ..compiler.errors import ToolError, VerificationError
 from ..compiler.options import CompileOptions
+from ..passes.lowering.tvm import TuneKernels
 from ..runtime.bench import BenchResult
 from ..runtime.compare import Limit
 from .bisect import IMPORT, find_culprit
@@ -21,6 +22,9 @@ from .workbench import Built, Workbench, tensor_bytes
 FINAL = 2.0
 """Seconds spent on the last comparison with the source."""
 
+
+WHOLE = frozenset({TuneKernels.name})
+"""Passes that are left out for a trial where a backend compiles the program as a whole, which takes long."""
 
 BASELINE = 1 << 30
 """Bytes of weights up to which a source that is not kept is built and opened only to be timed against."""
@@ -117,7 +121,8 @@ class Judge:
     def timed(self, result: Result) -> Result:
         """Leave out passes that cost time, then time what is left against the source."""
         options, inputs = self.options, self.evidence.cases[0].inputs
-        if self.bench.backend.name != "ort":  # compiled as a whole: no trial of one pass is worth it
+        only = None if self.bench.backend.name == "ort" else WHOLE & set(result.lowered.fired())
+        if only is not None and not only:
             return self._raced(result)
         verdict = keep_what_pays(
             self.recipe,
@@ -127,6 +132,7 @@ class Judge:
             without=frozenset(result.reverted),
             threads=options.threads,
             seconds=None if options.opt >= 3 else options.timing,
+            only=only,
         )
         reverted = dict(result.reverted)
         for trial in verdict.trials:

@@ -171,9 +171,11 @@ def keep_what_pays(
     without: frozenset[str],
     threads: int | None,
     seconds: float | None,
+    only: frozenset[str] | None = None,
 ) -> Verdict:
     """Try every optional pass that fired, the last ones first, within ``seconds`` (None: no bound).
 
+    ``only``: the passes to try, if not all are.
     The last passes lower into fused kernels: they gain most and are the likeliest to lose. Models too large
     for two sessions are tried only without a bound: opening them again and again leaves no time for rounds.
     """
@@ -181,6 +183,8 @@ def keep_what_pays(
     deadline = None if seconds is None else time.monotonic() + seconds
     trials: list[Trial] = []
     candidates = [name for name in reversed(lowered.fired()) if name not in _FREE]
+    if only is not None:
+        candidates = [name for name in candidates if name in only]
     if seconds is not None and built.weights > TOGETHER:
         return Verdict(lowered, built, without, (), tuple(candidates))
     for index, name in enumerate(candidates):

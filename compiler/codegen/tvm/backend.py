@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from ...errors import UnsupportedError
+from ...errors import OptionError, UnsupportedError
 from ...options import Target
 from ...program import TRIALS, Program
 from ...weights import WeightStore
 from ..base import Build
+from ..isa import can_run, isa_of
 from .kernels.kernel import Cpu
 from .lowering import Parameter
 from .support import reason_against, refused
@@ -29,6 +30,9 @@ PARAMETERS = "parameters"
 
 KERNELS = "kernels"
 """Setting: what the assembler says of each kernel on the device, as JSON."""
+
+TUNING = "tuning"
+"""Setting: what measuring schedules gave for each kernel, as JSON; `Tuned` of tuning.py."""
 
 IN_PLACE = "state.in_place"
 """Setting: past and present of the cache are one tensor."""
@@ -47,21 +51,25 @@ class TvmBackend:
         """Write the library into ``folder``, weights into the shared ``weights``.
 
         Raises: ToolError without a fitting TVM, UnsupportedError naming all nodes without a rule,
-        CompileError naming the reproducer if a pass of TVM's fails.
+        OptionError if schedules are to be measured that do not run here, CompileError naming the reproducer
+        if a pass of TVM's fails.
         """
         from .compile import compiled
         from .cuda import ahead_of_time
         from .module import module_of
-        from .tuning import tuned
+        from .tuning import Tuning
 
         if problems := refused(program, target):
             raise UnsupportedError.of(problems)
+        trials = max(int(m.metadata_props.get(TRIALS, 0)) for m in program.entries.values())
+        if trials and (target.device != "cpu" or not can_run(isa_of(target))):
+            fact = f"schedules for {target} can't be measured on this machine"
+            raise OptionError("--tune", fact, "compile for this CPU, or leave it out")
         tvm = require_tvm()
         made_for = tvm.target.Target(spelled(target))
         cpu = Cpu.of(made_for) if target.device == "cpu" else None
         lowered = module_of(tvm, program, cpu)
-        trials = max(int(m.metadata_props.get(TRIALS, 0)) for m in program.entries.values())
-        tuning = None if not trials else partial(tuned, trials=trials, isa=isa_name(target))
+        tuning = None if not trials or cpu is None else Tuning(trials, isa_name(target), cpu.lanes)
         with nullcontext() if cpu is not None else ahead_of_time(target) as device:
             library = compiled(tvm, lowered.module, made_for, 0 if cpu is None else cpu.lanes, tuning)
             library.export_library(str(folder / LIBRARY))
@@ -69,11 +77,22 @@ class TvmBackend:
         settings = {PARAMETERS: json.dumps(tables, separators=(",", ":"))}
         if program.decoding is not None:
             settings[IN_PLACE] = "1"
+        if tuning is not None:
+            settings[TUNING] = json.dumps(tuning.settings(), separators=(",", ":"))
         if device is not None:
             settings[KERNELS] = json.dumps([asdict(kernel) for kernel in device.kernels])
         if target.device == "cpu":
             settings["isa"] = isa_name(target)
         return Build(dict.fromkeys(program.entries, LIBRARY), settings)
+
+
+def untuned(settings: Mapping[str, str]) -> dict[str, str]:
+    """Kernels that were to be measured and could not be, of a variant's settings, and why."""
+    return {
+        each["kernel"]: each["declined"]
+        for each in json.loads(settings.get(TUNING, "[]"))
+        if each["declined"]
+    }
 
 
 def _stored(parameter: Parameter, weights: WeightStore) -> list[Any]:
