@@ -110,6 +110,7 @@ def compile(  # noqa: A001 - the verb of the command line
     calib: str | None = None,
     budget: float | None = None,
     goal: str = "speed",
+    mesh: Mapping[str, int] | None = None,
     output: str | PathLike[str] | None = None,
     dims: Mapping[str, object] | None = None,
     enable: Sequence[str] = (),
@@ -126,8 +127,9 @@ def compile(  # noqa: A001 - the verb of the command line
     ``sparsity`` (``"channels:0.3,block:0.8"``), ``rank`` (share of a weight's size), ``cache`` (of keys and
     values) make it smaller; ``calib``, an ``.npz`` or a text file, is what activations are measured on.
     ``budget``: greatest error allowed, scaled or mean KL; ``goal``: what is made small within it, ``"speed"``
-    or ``"size"``. ``output``: the folder; a temporary one, removed with the Executable, if None. Further
-    keywords are fields of ``CompileOptions``.
+    or ``"size"``. ``mesh``: cut into replicas, pipeline stages and tensor shards, ``{"dp": 2, "pp": 2}``;
+    ``open(…, executor=…)`` says what runs them. ``output``: the folder; a temporary one, removed with the
+    Executable, if None. Further keywords are fields of ``CompileOptions``.
 
     Raises: CompileError (see ``miaotui.compiler.errors``) if the model can't be compiled as asked.
     """
@@ -144,6 +146,7 @@ def compile(  # noqa: A001 - the verb of the command line
         calib=calib,
         budget=budget,
         goal=goal,
+        mesh=mesh,
         dims=dims,
         enable=enable,
         disable=disable,

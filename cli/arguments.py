@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..compiler.options import CompileOptions
     from ..compiler.reference import Arrays
 
-MODEL, PASSES, TIME, OUTPUT = "Model", "Passes", "Proof and timing", "Output"
+MODEL, PASSES, PARALLEL = "Model", "Passes", "Partitioning"
+TIME, OUTPUT = "Proof and timing", "Output"
 
 
 def _option(
@@ -98,6 +99,19 @@ Inputs: TypeAlias = Annotated[
 ]  # fmt: skip
 Dims: TypeAlias = Annotated[
     list[str], _option("--dim", panel=MODEL, metavar="NAME=1..64", help="Sizes that a named dimension takes.")
+]
+Replicas: TypeAlias = Annotated[
+    int, _option("--dp", panel=PARALLEL, metavar="N", help="Replicas that share out the rows of a batch.")
+]
+PipelineStages: TypeAlias = Annotated[
+    int, _option("--pp", panel=PARALLEL, metavar="N", help="Pipeline stages, one behind the other.")
+]
+TensorShards: TypeAlias = Annotated[
+    int, _option("--tp", panel=PARALLEL, metavar="N", help="Tensor shards that share every layer.")
+]
+Memory: TypeAlias = Annotated[
+    str | None,
+    _option("--memory", panel=PARALLEL, metavar="8GiB", help="Weights that a device holds at most."),
 ]
 Level: TypeAlias = Annotated[
     int,
@@ -212,9 +226,14 @@ def compile_options(
     keep_source: bool | None,
     numerics: bool,
     seed: int,
+    dp: int,
+    pp: int,
+    tp: int,
+    memory: str | None,
 ) -> CompileOptions:
     """The options object; ``.npz`` files among ``inputs`` are for ``example_arrays``. Raises: OptionError."""
-    from ..compiler.options import CompileOptions, InputSpec, Target, parse_dim_range
+    from ..compiler.options import CompileOptions, InputSpec, Target, parse_bytes, parse_dim_range
+    from ..compiler.parallel.mesh import Mesh
 
     return CompileOptions(
         target=Target.parse(target),
@@ -239,6 +258,8 @@ def compile_options(
         keep_source=keep_source,
         numerics=numerics,
         seed=seed,
+        mesh=Mesh(dp, pp, tp),
+        memory=None if memory is None else parse_bytes(memory),
     )
 
 

@@ -30,6 +30,10 @@ def compile_model(
     calib: a.Calib = None,
     inputs: a.Inputs = [],  # noqa: B006 - typer copies it
     dims: a.Dims = [],  # noqa: B006
+    dp: a.Replicas = 1,
+    pp: a.PipelineStages = 1,
+    tp: a.TensorShards = 1,
+    memory: a.Memory = None,
     opt: a.Level = 2,
     enable: a.Enable = [],  # noqa: B006
     disable: a.Disable = [],  # noqa: B006
@@ -76,6 +80,10 @@ def compile_model(
         keep_source=keep_source,
         numerics=numerics,
         seed=seed,
+        dp=dp,
+        pp=pp,
+        tp=tp,
+        memory=memory,
     )
     known_passes(why_not)
     examples = a.example_arrays(inputs)
@@ -174,7 +182,9 @@ def show(report: Mapping[str, Any], *, why_not: Sequence[str] = (), everything: 
         console.print("no pass changed anything")
     console.print()
     from ..driver.decision import told
+    from .partition import show_partition
 
+    show_partition(console, report.get("partition"))
     error, times = report.get("error") or {}, report.get("latency") or {}
     sizes = report.get("sizes") or {}
     tables.facts(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ..compiler.manifest import Certificate, Entry, Manifest
+    from ..compiler.manifest import Certificate, Entry, Manifest, Variant
+    from ..compiler.parallel.plan import Plan
     from ..compiler.program import DimRange, Program, TensorSpec
 
 
@@ -30,12 +31,12 @@ class Described(Protocol):
         ...
 
 
-def describe(source: str, *, variant: str | None, entry: str, check: bool) -> Described:
+def describe(source: str, *, variant: str | None, entry: str, check: bool, rank: str = "0.0") -> Described:
     """Open a folder or import a model. Raises: CompileError if it can't be read; OptionError."""
     from ..compiler.artifact import is_executable
 
     if is_executable(Path(source)):
-        return Folder(Path(source), variant, entry, check)
+        return Folder(Path(source), variant, entry, check, rank)
     if check or variant is not None:
         from ..compiler.errors import OptionError
 
@@ -49,16 +50,19 @@ def describe(source: str, *, variant: str | None, entry: str, check: bool) -> De
 
 
 class Folder:
-    """An executable folder."""
+    """An executable folder; ``rank``: stage and shard whose graph it is where it is partitioned."""
 
-    def __init__(self, folder: Path, variant: str | None, entry: str, check: bool) -> None:
+    def __init__(self, folder: Path, variant: str | None, entry: str, check: bool, rank: str) -> None:
         from ..compiler import artifact
 
         self.checked = len(artifact.check(folder).files) if check else None
         with artifact.Artifact(folder) as opened:
             self.folder, self.manifest = opened.folder, opened.manifest
             self.variant, record = opened.variant(variant)
-        self.file = _entry(record.entries, entry)
+        self.plan = _plan(self.folder, record)
+        self.file = _entry(record.entries, entry) if self.plan is None else _part(self.plan, entry, rank)
+        if self.plan is not None:
+            self.file = f"variants/{self.variant}/{self.file}"
 
     def graph(self) -> ir.Graph:
         """The graph of the chosen variant and entry."""
@@ -74,6 +78,7 @@ class Folder:
     def summary(self) -> dict[str, Any]:
         """Manifest facts, sizes in bytes, operators of the source and of the chosen variant."""
         from ..compiler.jsonable import to_json
+        from ..compiler.parallel.summary import described
 
         manifest, proof = self.manifest, self.manifest.certificate
         plain = next((v for v in manifest.variants.values() if v.role == "source"), None)
@@ -99,6 +104,7 @@ class Folder:
                 for name, v in manifest.variants.items()
             },
             "sizes": _sizes(manifest),
+            "partition": None if self.plan is None else described(self.plan),
             "ops": {"before": dict((plain or chosen).operators), "after": dict(chosen.operators)},
             "passes": [
                 {"name": p.name, "changed": p.changed, "reverted": p.reverted or None} for p in chosen.passes
@@ -147,6 +153,7 @@ class Model:
             "default": None,
             "variants": {},
             "sizes": {},
+            "partition": None,
             "ops": {"before": ops, "after": ops},
             "passes": [],
             "certificate": None,
@@ -174,6 +181,30 @@ def _entry(entries: Mapping[str, Any], name: str) -> Any:
 
         raise OptionError("--entry", f"no entry {name!r}", f"it has {', '.join(entries)}")
     return entries[name]
+
+
+def _plan(folder: Path, record: Variant) -> Plan | None:
+    """The plan of a partitioned variant. Raises: ArtifactError if it does not fit its files."""
+    from ..compiler.parallel.check_plan import read_plan
+    from ..runtime.session import is_partitioned
+
+    return (
+        read_plan((folder / next(iter(record.entries.values()))).parent) if is_partitioned(record) else None
+    )
+
+
+def _part(plan: Plan, entry: str, rank: str) -> str:
+    """The model file of a rank's part, by its own name. Raises: OptionError."""
+    from ..compiler.errors import OptionError
+    from ..compiler.parallel.plan import Part
+
+    shares = {f"{share.stage}.{share.shard}": share for share in plan.shares}
+    name = rank if "." in rank else f"{rank}.0"
+    if name not in shares:
+        raise OptionError("--rank", f"no rank {rank!r}", f"it has {', '.join(shares)}")
+    steps = (step for own in shares[name].steps.values() for step in own)
+    file: str = _entry({part.entry: part.file for part in steps if isinstance(part, Part)}, entry)
+    return file
 
 
 def _signatures(entries: Mapping[str, Entry], dims: Mapping[str, DimRange]) -> dict[str, Any]:

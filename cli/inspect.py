@@ -34,6 +34,9 @@ Variant = Annotated[
     str | None, typer.Option("--variant", help="Variant of the folder.", show_default="the one that runs")
 ]
 Entry = Annotated[str, typer.Option("--entry", help="Entry function.")]
+Rank = Annotated[
+    str, typer.Option("--rank", metavar="STAGE.SHARD", help="Whose graph it is, in a partitioned folder.")
+]
 
 
 def inspect(
@@ -46,6 +49,7 @@ def inspect(
     module: Module = "",
     variant: Variant = None,
     entry: Entry = "main",
+    rank: Rank = "0.0",
     output_format: a.FormatOption = Format.table,
     verbose: a.Verbose = False,
 ) -> None:
@@ -54,7 +58,7 @@ def inspect(
     from .progress import watched
 
     with watched(quiet=True):
-        described = describe(model, variant=variant, entry=entry, check=check)
+        described = describe(model, variant=variant, entry=entry, check=check, rank=rank)
     if picture is not None:
         from ..compiler.picture import draw
 
@@ -134,6 +138,7 @@ def _show_node(node: dict[str, Any]) -> None:
 
 def _show(summary: dict[str, Any], *, everything: bool) -> None:
     from . import tables
+    from .partition import show_partition
 
     console = stdout()
     state = {name for pair in (summary["decoding"] or {}).get("state", ()) for name in pair.values()}
@@ -167,6 +172,7 @@ def _show(summary: dict[str, Any], *, everything: bool) -> None:
         console.print(f"* runs unless another is named; on disk: {sizes}", style="dim")
     _show_kernels(summary)
     console.print()
+    show_partition(console, summary["partition"])
     if summary["kind"] == "model":
         tables.put(console, tables.counted(summary["ops"]["before"], everything=everything))
     else:

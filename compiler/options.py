@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 import onnx_ir as ir
 
 from .errors import OptionError
+from .parallel.mesh import Mesh
+from .parallel.plan import BACKENDS
 from .program import Dim, DimRange
 
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
@@ -126,6 +128,22 @@ def parse_dim_range(text: str) -> tuple[str, DimRange]:
     return match["name"], DimRange(low, high)
 
 
+def parse_bytes(text: str) -> int:
+    """``8GiB``, ``80GB``, ``512MiB`` or plain bytes. Raises: OptionError.
+
+    >>> parse_bytes("1.5GiB")
+    1610612736
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise OptionError(
+            "--memory", f"{text!r} is no amount of memory", "write 8GiB, 80GB or a count of bytes"
+        )
+    count, prefix, binary = match.groups()
+    unit = (1024 if binary else 1000) ** ("KMGT".index(prefix.upper()) + 1 if prefix else 0)
+    return int(float(count) * unit)
+
+
 def parse_sparsity(text: str) -> dict[str, float]:
     """Patterns by name with the share of weights, channels or heads that goes. Raises: OptionError.
 
@@ -176,7 +194,8 @@ class CompileOptions:
     threads for timing (default: all cores). ``timing``: seconds the never-slower
     check may spend. ``keep_source``: keep the imported model in the folder, to compare and bisect later; by
     default unless weights get smaller than they were. ``numerics``: evaluate the program without a backend
-    after every pass and report the error (slow).
+    after every pass and report the error (slow). ``mesh``: replicas, pipeline stages and tensor shards that
+    the executable is cut into, one piece by default. ``memory``: bytes of weights that a device holds.
     """
 
     target: Target = Target()
@@ -201,6 +220,8 @@ class CompileOptions:
     keep_source: bool | None = None
     numerics: bool = False
     seed: int = 0
+    mesh: Mesh = field(default_factory=Mesh)
+    memory: int | None = None
 
     @property
     def keeps_source(self) -> bool:
@@ -252,5 +273,10 @@ class CompileOptions:
             parse_sparsity(self.sparsity)
         if self.budget is not None and not self.budget > 0:
             raise OptionError("--budget", f"{self.budget} is not positive", "give an error such as 1e-4")
+        if self.mesh.size > 1 and self.backend not in ("auto", *BACKENDS):
+            fact = f"{self.backend} builds no parts of a program, which --dp, --pp and --tp ask for"
+            raise OptionError("--backend", fact, f"use {' or '.join(BACKENDS)}")
+        if self.memory is not None and self.memory < 1:
+            raise OptionError("--memory", f"{self.memory} is no amount of memory", "give one such as 8GiB")
         if self.threads is not None and self.threads < 1:
             raise OptionError("--threads", f"{self.threads} is less than 1", "give a thread count")

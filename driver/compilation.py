@@ -28,7 +28,9 @@ from .decision import Decision, Outcome
 from .finish import finish
 from .histograms import Histograms
 from .lower import Lowered, Recipe
+from .meshes import refuse_mesh
 from .opening import open_folder
+from .partitioned import partitioned
 from .prefixes import measured_prefixes
 from .progress import Journal, Progress, Silent
 from .proof import Evidence
@@ -139,6 +141,7 @@ def attempted(
             saved = save_ir / candidate.options.backend if save_ir and len(tried) > 1 else save_ir
             lowered = _lowered(recipe, evidence, saved, options, journal)
             check_placement(lowered.program, options, journal)
+            refuse_mesh(lowered.program, options.mesh, options.memory)
         attempts.append(Attempt(candidate.options, recipe, lowered, found))
     if not attempts:
         raise min(misses, key=str)
@@ -194,11 +197,16 @@ def write(
         attempt, result = choice.best(attempts)
         prefixes = measured_prefixes(attempt, result, evidence, journal)
         with journal.stage("write"):
-            if choice.built == 1 + attempt.options.keeps_source:
+            is_cut = attempt.options.mesh.size > 1
+            if choice.built == 1 + attempt.options.keeps_source and not is_cut:
                 finish(draft, folder, attempt, result, prefixes, evidence, journal)
                 return result.decision
-            # Candidates that were dropped left weights behind: write what was kept into a fresh draft.
-            with Draft(folder) as clean:
-                result = moved(clean, attempt, result)
+        # Candidates that were dropped left weights behind: write what was kept into a fresh draft.
+        with Draft(folder) as clean:
+            if is_cut:
+                result = partitioned(clean, attempt, result, evidence, journal)
+            with journal.stage("write"):
+                if not is_cut:
+                    result = moved(clean, attempt, result)
                 finish(clean, folder, attempt, result, prefixes, evidence, journal)
                 return result.decision

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..compiler.errors import ToolError, VerificationError
 from ..compiler.options import CompileOptions
@@ -32,7 +34,10 @@ BASELINE = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a compile decided: the program to write, and the evidence; ``decision``: of the backend."""
+    """What a compile decided: the program to write, and the evidence.
+
+    ``decision``: of the backend. ``partition``: the parts that it was cut into, for the report.
+    """
 
     lowered: Lowered
     best: Built
@@ -42,6 +47,7 @@ class Result:
     proof: Proof | None = None
     race: BenchResult | None = None
     decision: Decision | None = None
+    partition: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ class Judge:
                 return self.proved(timed)
             except VerificationError as error:  # it had used the budget: leaving a pass out took the rest
                 self.journal.note(f"nothing was left out for time: {error}")
-                return self._raced(result)
+                return self.raced(result)
 
     def proved(self, result: Result) -> Result:
         """Prove the result; while it fails, revert the pass that bisection names.
@@ -88,7 +94,7 @@ class Judge:
         """
         while True:
             try:
-                proof = self._prove(result.lowered, result.best)
+                proof = self.proof_of(result.lowered, result.best)
             except ToolError as missing:
                 self.journal.note(f"not proved or timed here: {missing}")
                 return result
@@ -101,7 +107,7 @@ class Judge:
                 self.bench,
                 self.evidence.cases[0].inputs,
                 failed.limit.scaled,
-                lambda lowered, built: self._prove(lowered, built).ok,
+                lambda lowered, built: self.proof_of(lowered, built).ok,
                 without,
             )
             if culprit is None or culprit.pass_name == IMPORT:
@@ -123,7 +129,7 @@ class Judge:
         options, inputs = self.options, self.evidence.cases[0].inputs
         only = None if self.bench.backend.name == "ort" else WHOLE & set(result.lowered.fired())
         if only is not None and not only:
-            return self._raced(result)
+            return self.raced(result)
         verdict = keep_what_pays(
             self.recipe,
             self.bench,
@@ -143,9 +149,9 @@ class Judge:
             left = ", ".join(verdict.untried)
             self.journal.note(f"not timed one by one within {options.timing:g} s (-O3 takes longer): {left}")
         kept = replace(result, lowered=verdict.lowered, best=verdict.built, reverted=reverted)
-        return self._raced(replace(kept, trials=verdict.trials))
+        return self.raced(replace(kept, trials=verdict.trials))
 
-    def _raced(self, result: Result) -> Result:
+    def raced(self, result: Result) -> Result:
         """The result timed against the source, if that fits in memory and runs here."""
         source, inputs = result.source, self.evidence.cases[0].inputs
         if source is None:
@@ -161,6 +167,7 @@ class Judge:
         vocabulary = None if built.decoding is None else built.decoding.vocabulary
         return Limit.of(precision_of(self.recipe.source, self.options), vocabulary, self.options.budget)
 
-    def _prove(self, lowered: Lowered, built: Built) -> Proof:
+    def proof_of(self, lowered: Lowered, built: Built) -> Proof:
+        """What ``built`` computes from every case, against the source."""
         proof = prove(built, self.evidence, self.limit(built), self.options.threads)
         return replace(proof, faithful=self.faithfulness.proof(lowered.milestones, built))

@@ -10,6 +10,7 @@ from ..compiler.artifact import GOLDEN
 from ..compiler.draft import Draft
 from ..compiler.manifest import Certificate, Manifest
 from ..compiler.options import CompileOptions
+from ..compiler.parallel.writing import WEIGHTS as SHARE
 from ..compiler.reference import Array
 from ..runtime.conditions import cores, versions
 from .choice import Attempt
@@ -65,6 +66,7 @@ def finish(
         sizes=_sizes(draft),
         budget=None if attempt.settled is None else attempt.settled.report(),
         choice=None if result.decision is None else result.decision.to_json(),
+        partition=result.partition,
         journal=journal,
     )
     draft.write_text("report.json", text_of(document))
@@ -106,11 +108,13 @@ def _certified(proof: Proof, variant: str) -> Certificate:
 
 
 def _sizes(draft: Draft) -> dict[str, int]:
-    """Bytes on disk: weights, models, golden data."""
-    models = sum(p.stat().st_size for p in (draft.path / "variants").rglob("*") if p.is_file())
+    """Bytes on disk: weights, those of ranks too, models, golden data."""
+    files = [path for path in (draft.path / "variants").rglob("*") if path.is_file()]
+    shares = sum(path.stat().st_size for path in files if path.name == SHARE)
+    models = sum(path.stat().st_size for path in files) - shares
     golden = draft.path / GOLDEN.format(entry="main")
     return {
-        "weights": draft.weights.size,
+        "weights": draft.weights.size + shares,
         "models": models,
         "golden": golden.stat().st_size if golden.exists() else 0,
     }

@@ -1,64 +1,89 @@
-"""A partitioned executable: the lowered program cut into stages, one folder each, wired by plan.json."""
+"""A partitioned executable: the lowered program cut into stages and shares, wired by plan.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
+
+import onnx_ir as ir
 
 from ..compiler.codegen.base import Backend
-from ..compiler.errors import OptionError, UnsupportedError
+from ..compiler.errors import UnsupportedError
 from ..compiler.ir.cut import Segment, cut
 from ..compiler.ir.shapes import infer_shapes
 from ..compiler.options import Target
+from ..compiler.parallel.estimates import estimated
 from ..compiler.parallel.mesh import Mesh
-from ..compiler.parallel.plan import OUTSIDE, EntryPlan, Feed, Fetch, Plan, Share, State, Wire
+from ..compiler.parallel.plan import (
+    OUTSIDE,
+    Collective,
+    EntryPlan,
+    Feed,
+    Fetch,
+    Plan,
+    Share,
+    State,
+    Wire,
+)
 from ..compiler.parallel.sharding import stage
 from ..compiler.parallel.writing import build_share, written
 from ..compiler.program import Decoding, Program, TensorSpec
 from ..passes.base import PassContext
+from ..passes.partition.data import batch_problems, batch_symbol
 from ..passes.partition.pipeline import PipelineStages
 from ..runtime.parallel.version import own_version
+from .meshes import refuse_memory, refuse_mesh
 
-Stages = dict[int, Segment[int]]
+Stages: TypeAlias = dict[int, Segment[int]]
+RankStep: TypeAlias = "ir.Model | Collective"
 
 
-def write_plan(program: Program, mesh: Mesh, backend: Backend, target: Target, folder: Path) -> Plan:
+def write_plan(
+    program: Program,
+    mesh: Mesh,
+    backend: Backend,
+    target: Target,
+    folder: Path,
+    memory: int | None = None,
+) -> Plan:
     """Write the lowered ``program`` into ``folder`` as the parts of ``mesh``, and plan.json.
 
+    ``memory``: bytes of weights that a rank may have, None for any.
     Raises: OptionError for a mesh that the program can't be put on, UnsupportedError for tensor shards.
+    """
+    refuse_mesh(program, mesh, memory)
+    program = program.clone()
+    infer_shapes(program)
+    PipelineStages(stages=mesh.pp, memory=float(memory or 0) * mesh.tp).run(program, PassContext(target))
+    batch = batch_or_none(program)
+    found = {entry: _segments(program, entry) for entry in program.entries}
+    shares = tuple(
+        _share(number, shard, found, program, mesh, backend, target, folder)
+        for number in range(mesh.pp)
+        for shard in range(mesh.tp)
+    )
+    entries = {entry: _wiring(program, entry, stages, batch) for entry, stages in found.items()}
+    plan = estimated(program, Plan(own_version(), mesh, entries, shares))
+    refuse_memory(plan, memory)
+    return written(plan, folder)
+
+
+def batch_or_none(program: Program) -> str | None:
+    """The dimension whose rows replicas and micro-batches share; None if they can't be told apart."""
+    return batch_symbol(program) if program.decoding is not None or not batch_problems(program) else None
+
+
+def rank_steps(stage: Program, mesh: Mesh, shard: int) -> Sequence[RankStep]:
+    """What the ranks at ``shard`` run of ``stage``, whose ``main`` it is: models, collectives between them.
+
+    Values keep the names that they have in the whole. Raises: UnsupportedError for tensor shards.
     """
     if mesh.tp > 1:
         fact = f"--tp {mesh.tp}: no pass splits layers over tensor shards yet"
         raise UnsupportedError("tensor parallel", fact, f"use --pp {mesh.pp * mesh.tp} or --dp instead")
-    program = program.clone()
-    infer_shapes(program)
-    PipelineStages(stages=mesh.pp).run(program, PassContext(target))
-    batch = batch_symbol(program) if mesh.dp > 1 else batch_or_none(program)
-    found = {entry: _segments(program, entry) for entry in program.entries}
-    parts = [{entry: stages.get(number) for entry, stages in found.items()} for number in range(mesh.pp)]
-    shares = tuple(_share(number, own, program, backend, target, folder) for number, own in enumerate(parts))
-    entries = {entry: _wiring(program, entry, stages, batch) for entry, stages in found.items()}
-    return written(Plan(own_version(), mesh, entries, shares), folder)
-
-
-def batch_or_none(program: Program) -> str | None:
-    """The named first dimension that all inputs of ``main`` share; None if there is none."""
-    firsts = {spec.shape[0] if spec.shape else None for spec in program.inputs()}
-    (first, *others) = firsts or {None}
-    return first if isinstance(first, str) and not others else None
-
-
-def batch_symbol(program: Program) -> str:
-    """The same. Raises: OptionError if there is none, or an output of ``main`` lacks it."""
-    symbol = batch_or_none(program)
-    lacking = [s.name for s in program.outputs() if symbol is None or symbol not in (s.shape or ())]
-    if symbol is None or lacking:
-        fact = "inputs have no batch dimension of any size that all share"
-        if symbol is not None:
-            fact = f"outputs {', '.join(lacking)} have no dimension {symbol!r} to join replicas' along"
-        raise OptionError("--dp", fact, "use --dp 1, or export the model with a dynamic batch")
-    return symbol
+    return [stage.main]
 
 
 def _segments(program: Program, entry: str) -> Stages:
@@ -72,26 +97,46 @@ def _segments(program: Program, entry: str) -> Stages:
 
 def _share(
     number: int,
-    segments: Mapping[str, Segment[int] | None],
+    shard: int,
+    found: Mapping[str, Stages],
     program: Program,
+    mesh: Mesh,
     backend: Backend,
     target: Target,
     folder: Path,
 ) -> Share:
-    own = {entry: segment.program.main for entry, segment in segments.items() if segment is not None}
-    mine = replace(program, entries=own, decoding=None)
-    built = build_share(mine, backend, target, folder, number)
-    state = {}
-    decoding = program.decoding
-    if decoding is not None and decoding.entry in own:
-        specs = {spec.name: spec for spec in mine.inputs(decoding.entry)}
-        state[decoding.entry] = tuple(
-            State(kept.input, kept.output, specs[kept.input])
-            for kept in decoding.state
-            if kept.input in specs
-        )
-    steps = {entry: (part,) for entry, part in built.parts.items()}
-    return Share(number, 0, steps, state, built.weights, built.memory)
+    models: dict[str, ir.Model] = {}
+    order: dict[str, list[str | Collective]] = {}
+    for entry, stages in found.items():
+        if number not in stages:
+            continue
+        order[entry] = []
+        for step in rank_steps(stages[number].program, mesh, shard):
+            if isinstance(step, Collective):
+                order[entry].append(step)
+                continue
+            name = f"{entry}_{len(order[entry])}" if entry in models else entry
+            models[name] = step
+            order[entry].append(name)
+    mine = replace(program, entries=models)
+    state: dict[str, tuple[State, ...]] = {}
+    if (decoding := program.decoding) is not None and decoding.entry in order:
+        parts = [step for step in order[decoding.entry] if isinstance(step, str)]
+        state[decoding.entry] = _states(mine, parts, decoding)
+    kept = () if decoding is None else decoding.state
+    built = build_share(mine, backend, target, folder, number, shard, kept)
+    steps = {
+        entry: tuple(built.parts[step] if isinstance(step, str) else step for step in own)
+        for entry, own in order.items()
+    }
+    return Share(number, shard, steps, state, built.weights, built.memory)
+
+
+def _states(mine: Program, parts: Sequence[str], decoding: Decoding) -> tuple[State, ...]:
+    specs = {spec.name: spec for part in parts for spec in mine.inputs(part)}
+    return tuple(
+        State(kept.input, kept.output, specs[kept.input]) for kept in decoding.state if kept.input in specs
+    )
 
 
 def _wiring(program: Program, entry: str, stages: Stages, batch: str | None) -> EntryPlan:

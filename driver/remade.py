@@ -12,6 +12,7 @@ from ..compiler.artifact import WEIGHTS, Artifact
 from ..compiler.ir.shapes import infer_shapes
 from ..compiler.manifest import Manifest
 from ..compiler.options import BackendName, CompileOptions, InputSpec, Target, parse_dim_range
+from ..compiler.parallel.mesh import Mesh
 from ..compiler.program import Program
 from ..passes.pipeline import pipeline
 from ..runtime.executable import SOURCE
@@ -89,6 +90,8 @@ def recorded_options(manifest: Manifest) -> CompileOptions:
         timing=known.get("timing", 8.0),
         keep_source=SOURCE in manifest.variants,
         seed=known.get("seed", 0),
+        mesh=Mesh(**known.get("mesh", {})),
+        memory=known.get("memory"),
     )
 
 

@@ -73,12 +73,14 @@ def report(
     sizes: Mapping[str, int],
     budget: Json | None,
     choice: Json | None,
+    partition: Mapping[str, Any] | None,
     journal: Journal,
 ) -> Json:
     """The report; ``error`` and ``latency`` are null where nothing was proved or timed, ``budget`` where none
     was set: what it chose for each group of weights, with its errors and bytes. ``faithful`` of ``error``:
     the same against the program with pruned and factored weights, null where there are none. ``choice``: what
-    became of each backend that could have been taken, null where one was asked for.
+    became of each backend that could have been taken, null where one was asked for. ``partition``: mesh,
+    stages and transfers, null for a program in one piece.
     """
     gains = {trial.name: trial.gain for trial in trials}
     return {
@@ -99,6 +101,7 @@ def report(
         "sizes": dict(sizes),
         "budget": budget,
         "choice": choice,
+        "partition": None if partition is None else dict(partition),
         "notes": list(journal.notes),
     }
 

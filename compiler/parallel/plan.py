@@ -19,6 +19,9 @@ PLAN = "plan.json"
 FORMAT = "miaotui plan"
 SCHEMA = 1
 
+BACKENDS = ("ort", "native")
+"""Whose code parts may be."""
+
 OUTSIDE = -1
 """The stage of what the caller gives."""
 

@@ -13,10 +13,9 @@ from typing import TypeAlias
 
 from ...compiler.closing import Closing
 from ...compiler.errors import InternalError, Problem, UnsupportedError, WorkerError
-from ...compiler.parallel.plan import Collective, Part, Plan
+from ...compiler.parallel.plan import BACKENDS, Collective, Part, Plan
 from ...compiler.reference import Arrays
 from .options import ParallelOptions
-from .share import BACKENDS
 from .splitting import Piece, cut, fixed_rows, joined, pieces, rows_of
 from .work import Command, Replica, Use
 

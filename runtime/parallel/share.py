@@ -8,20 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from ...compiler.closing import Closing
 from ...compiler.errors import ArtifactError, InternalError, UnsupportedError
 from ...compiler.options import Target
-from ...compiler.parallel.plan import Collective, EntryPlan, Part, Plan, Share
-from ...compiler.program import Decoding, StateTensor
+from ...compiler.parallel.plan import BACKENDS, Collective, EntryPlan, Part, Plan, Share
+from ...compiler.program import Decoding, Dim, StateTensor
 from ...compiler.reference import Array, Arrays
-from ..base import Runner
+from ..base import Model, Runner
 from ..generate.buffers import StateBuffers, aligned
 from ..onnxruntime import OnnxRuntimeModel
 from .meeting import Group
 from .work import Command, Use
-
-BACKENDS = ("ort",)
-"""Whose parts can be run."""
 
 IN_PLACE = "state.in_place"
 
@@ -48,6 +47,14 @@ class _Session:
     buffers: StateBuffers
     places: Mapping[str, int]
     bindings: dict[Any, tuple[Arrays, Arrays, Any]] = field(default_factory=dict)
+
+    def state(self, step: _Step, use: Use) -> tuple[Arrays, Arrays]:
+        """Where a part reads its state, and where it writes it."""
+        sides, rows = self.buffers.sides, slice(use.start, use.stop)
+        places = [self.places[name] for name in step.past]
+        past = {name: sides[use.side][at][rows] for name, at in zip(step.past, places, strict=True)}
+        written = {name: sides[use.side - 1][at][rows] for name, at in zip(step.present, places, strict=True)}
+        return past, written
 
 
 class ShareRunner(Closing):
@@ -137,7 +144,10 @@ class ShareRunner(Closing):
         if bound is None:
             if len(session.bindings) >= _BINDINGS * len(self._steps):
                 session.bindings.clear()
-            bound = session.bindings[key] = self._bind(step, plain, session, use)
+            bound = self._bind(step, plain, session, use)
+            if bound is None:
+                return self._run_copied(step, plain, session, use)
+            session.bindings[key] = bound
         inputs, outputs, binding = bound
         for name, array in inputs.items():
             array[...] = plain[name]
@@ -145,29 +155,37 @@ class ShareRunner(Closing):
         step.runner.run_bound(binding)
         return outputs
 
-    def _bind(self, step: _Step, plain: Arrays, session: _Session, use: Use) -> tuple[Arrays, Arrays, Any]:
+    def _bind(
+        self, step: _Step, plain: Arrays, session: _Session, use: Use
+    ) -> tuple[Arrays, Arrays, Any] | None:
+        """Memory for a form of inputs; None if an output's size is only known behind the run."""
         assert step.runner is not None
-        rows, specs = slice(use.start, use.stop), {spec.name: spec for spec in step.runner.inputs}
-        sides, places = session.buffers.sides, session.places
-        past = {name: sides[use.side][places[name]][rows] for name in step.past}
-        inputs = {name: aligned(array.shape, specs[name]) for name, array in plain.items()}
+        specs = {spec.name: spec for spec in step.runner.inputs}
+        past, written = session.state(step, use)
         sizes: dict[str, int] = {}
-        for name, array in (inputs | past).items():
+        for name, array in (plain | past).items():
             for dim, size in zip(specs[name].shape or (), array.shape, strict=True):
                 if isinstance(dim, str):
                     sizes.setdefault(dim, size)
-        present = dict(zip(step.past, step.present, strict=True))
-        written = {present[n]: sides[use.side - 1][places[n]][rows] for n in step.past}
         outputs = {}
         for spec in step.runner.outputs:
             if spec.name in written:
                 continue
-            shape = [sizes.get(dim) if isinstance(dim, str) else dim for dim in spec.shape or ()]
+            shape = [_size(dim, sizes) for dim in spec.shape or ()]
             if spec.shape is None or None in shape:
-                fact = f"output {spec} of a part with state has a size that no input tells"
-                raise UnsupportedError(self.place, fact, "give its size a name, or partition less")
+                return None
             outputs[spec.name] = aligned(shape, spec)
+        inputs = {name: aligned(array.shape, specs[name]) for name, array in plain.items()}
         return inputs, outputs, step.runner.bind(inputs | past, outputs | written)
+
+    def _run_copied(self, step: _Step, plain: Arrays, session: _Session, use: Use) -> Arrays:
+        """The same where memory for outputs can't be bound: new state is copied to where it lies."""
+        assert step.runner is not None
+        past, written = session.state(step, use)
+        made = step.runner.run_arrays(plain | past)
+        for name, memory in written.items():
+            memory[...] = made.pop(name)
+        return made
 
     def _open(self, entry: str) -> list[_Step]:
         share, past = self._share, {s.input: s.output for s in self._share.state.get(entry, ())}
@@ -181,16 +199,20 @@ class ShareRunner(Closing):
             held = tuple(s.name for s in step.signature.inputs if s.name in past)
             reads = tuple(s.name for s in step.signature.inputs if s.name not in past)
             dead = _dead((*reads, *(s.name for s in step.signature.outputs)), later)
-            runner = self._opened.enter_context(self._model(share, step).open(self._threads, resting=True))
+            model = self._model(share, step, {name: past[name] for name in held})
+            runner = self._opened.enter_context(model.open(self._threads, resting=True))
             steps.append(_Step(step, runner, reads, dead, held, tuple(past[name] for name in held)))
             later |= set(reads)
         return steps[::-1]
 
-    def _model(self, share: Share, part: Part) -> OnnxRuntimeModel:
+    def _model(self, share: Share, part: Part, state: Mapping[str, str]) -> Model:
+        """What a part is opened from; ``state``: output of each of its inputs that live between runs."""
         place = f"{self.place}: {part.entry}"
         if part.backend not in BACKENDS:
             fact = f"was built by backend {part.backend!r}, which partitioned programs can't run"
-            raise UnsupportedError(place, fact, "compile with --backend ort")
+            raise UnsupportedError(place, fact, f"compile with --backend {' or '.join(BACKENDS)}")
+        if part.backend == "native":
+            return self._native(share, part, state, place)
         try:
             data = (self._folder / part.file).read_bytes()
         except OSError as error:
@@ -202,6 +224,21 @@ class ShareRunner(Closing):
             settings=part.settings,
             target=self._target,
             weights=None if share.weights is None else self._folder / share.weights,
+            place=place,
+        )
+
+    def _native(self, share: Share, part: Part, state: Mapping[str, str], place: str) -> Model:
+        from ..native import NativeModel
+
+        if share.weights is None:
+            raise ArtifactError(place, "names no weight file", "compile the model again")
+        return NativeModel(
+            library=self._folder / part.file,
+            weights=self._folder / share.weights,
+            signature=part.signature,
+            entry=part.entry,
+            state=state,
+            target=self._target,
             place=place,
         )
 
@@ -236,8 +273,19 @@ def _gives(wiring: EntryPlan, stage: int, shard: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*wires, *fetches]))
 
 
+def _size(dim: Dim, sizes: Mapping[str, int]) -> int | None:
+    """A dimension, which may be an expression of others; None if they do not tell it."""
+    if not isinstance(dim, str) or dim in sizes:
+        return sizes[dim] if isinstance(dim, str) else dim
+    try:
+        size = ir.SymbolicDim(dim).evaluate(sizes)
+    except ValueError:  # a name that is no expression
+        return None
+    return size if isinstance(size, int) else None
+
+
 def _dead(names: tuple[str, ...], later: set[str]) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if name not in later)
 
 
-__all__ = ["BACKENDS", "ShareRunner", "is_in_place"]
+__all__ = ["ShareRunner", "is_in_place"]

@@ -17,7 +17,7 @@ from support.command_line import Call
 
 REPORT_KEYS = {
     "schema", "model", "target", "stages", "passes", "waterfall", "layers", "ops", "nodes", "error",
-    "latency", "sizes", "budget", "choice", "notes", "dry_run", "output",
+    "latency", "sizes", "budget", "choice", "partition", "notes", "dry_run", "output",
 }  # fmt: skip
 DRY_KEYS = {"schema", "dry_run", "model", "target", "passes", "ops", "nodes", "unsupported"}
 PASS_KEYS = {"name", "changed", "hits", "declined", "seconds", "reverted"}
@@ -60,6 +60,7 @@ class Compiled:
         },
         "budget": None,
         "choice": None,
+        "partition": None,
         "ops": {"before": {"MatMul": 6, "Add": 4}, "after": {"MatMul": 2, "Add": 4}},
         "nodes": {"before": 10, "after": 6},
         "error": {"metric": "scaled", "scaled": 2e-7, "tolerance": 1e-4, "reference": "torch 2.13.0"},

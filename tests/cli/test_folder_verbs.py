@@ -16,7 +16,7 @@ from support.command_line import Call
 
 INSPECT_KEYS = [
     "schema", "kind", "name", "created", "source", "entries", "dims", "decoding", "default", "variants",
-    "sizes", "ops", "passes", "certificate", "environment", "options", "checked",
+    "sizes", "partition", "ops", "passes", "certificate", "environment", "options", "checked",
 ]  # fmt: skip
 
 

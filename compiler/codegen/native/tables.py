@@ -96,6 +96,8 @@ def table(program: Program, entries: dict[str, Finished], weights: WeightFile, i
         ]
     lines += ["};", ""]
     decoding = program.decoding
+    if decoding is not None and not _is_driven(decoding, entries):
+        decoding = None  # a stage of a decoder keeps its state, and is driven by who runs all stages
     if decoding is not None:
         lines += [_decoding(decoding, entries), ""]
     needs = ", ".join([*(f'"{n}"' for n in isa.needs), "NULL"])
@@ -119,6 +121,13 @@ def table(program: Program, entries: dict[str, Finished], weights: WeightFile, i
 def _decoding_of(name: str, program: Program) -> Decoding | None:
     decoding = program.decoding
     return decoding if decoding is not None and decoding.entry == name else None
+
+
+def _is_driven(decoding: Decoding, entries: dict[str, Finished]) -> bool:
+    """Whether the entry with state has all that a caller drives it by."""
+    entry = entries[decoding.entry].entry
+    given = {v.name for v in (*entry.inputs, *entry.outputs)}
+    return given >= {decoding.tokens, decoding.lengths, decoding.select, decoding.logits, decoding.next}
 
 
 def _decoding(decoding: Decoding, entries: dict[str, Finished]) -> str:
