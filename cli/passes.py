@@ -56,14 +56,12 @@ def _earliest(pipelines: Sequence[str]) -> str:
 
 def listing() -> list[dict[str, Any]]:
     """One entry per pass: name, room, summary, options with defaults, pipelines, flags that ask for it."""
-    from ..compiler.options import CPU_ONLY, CompileOptions, Precision, Target
+    from ..compiler.options import CompileOptions, Precision, Target
     from ..passes.pipeline import all_passes, pipeline
 
     members: dict[str, list[str]] = {}
     flags = _asked_by()
     for pipe, level, precision in product(PLACES, (0, 1, 2), get_args(Precision)):
-        if precision in CPU_ONLY and pipe == "cuda":
-            continue
         place = f"{pipe}:O{level}"
         options = CompileOptions(
             target=Target("cuda" if pipe == "cuda" else "cpu"),

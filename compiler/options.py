@@ -16,8 +16,8 @@ from .program import Dim, DimRange
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Goal: TypeAlias = Literal["speed", "size"]
 CacheType: TypeAlias = Literal["auto", "fp32", "fp16", "int8"]
-CPU_ONLY = ("int8", "int4")
-"""Precisions whose kernels are chosen for the CPU; on CUDA they are neither lowered nor measured."""
+SMALL = ("int8", "int4")
+"""Precisions of weights alone: what reads them computes in float32 on the CPU, in float16 on CUDA."""
 Device: TypeAlias = Literal["cpu", "cuda"]
 BackendName: TypeAlias = Literal["auto", "ort", "native", "tvm", "ort+tvm"]
 
@@ -231,7 +231,9 @@ class CompileOptions:
     @property
     def narrows(self) -> bool:
         """Whether it is computed in 16 bits."""
-        return self.precision in ("fp16", "bf16")
+        return self.precision in ("fp16", "bf16") or (
+            self.precision in SMALL and self.target.device == "cuda"
+        )
 
     @property
     def approximates(self) -> bool:
@@ -249,9 +251,9 @@ class CompileOptions:
             if value not in choices:
                 fix = f"use one of {', '.join(map(str, choices))}"
                 raise OptionError(flag, f"{value!r} is not offered", fix)
-        if self.precision in CPU_ONLY and self.target.device != "cpu":
-            fact = f"{self.precision!r} is not offered for --target {self.target.device}"
-            raise OptionError("--precision", fact, "use fp16 there, or the CPU")
+        if self.precision in SMALL and self.target.device == "cuda" and self.backend == "tvm":
+            fact = f"TVM's kernels for {self.precision} weights are for CPUs"
+            raise OptionError("--precision", fact, "use fp16 there, or --backend ort")
         if self.backend == "native" and self.target.device != "cpu":
             raise OptionError(
                 "--backend", "native writes code for CPUs", "use --target cpu, or --backend ort"

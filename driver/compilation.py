@@ -162,10 +162,13 @@ def measured_on(
     if not samples.inputs or not (options.narrows or options.approximates):
         return {}
     with journal.stage("calibrate"):
+        found: dict[str, Any] = {}
         if options.narrows:
-            return {"ranges": measured_ranges(program, samples.inputs)}
-        moments = measured_moments(program, samples.inputs)
-        return {"moments": moments, "histograms": Histograms(samples.inputs)}
+            found["ranges"] = measured_ranges(program, samples.inputs)
+        if options.approximates:
+            found["moments"] = measured_moments(program, samples.inputs)
+            found["histograms"] = Histograms(samples.inputs)
+        return found
 
 
 def _lowered(

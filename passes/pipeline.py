@@ -47,7 +47,8 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
     """The order, and what is on at the optimization level and precision that were asked for."""
     level, native = options.opt, options.backend == "native"
     lowering = LOWERING.get(options.backend, LOWERING[options.target.device])
-    blocks = options.backend in ("native", "tvm") or options.precision == "int4"
+    cuda = options.target.device == "cuda"
+    blocks = options.backend in ("native", "tvm") or options.precision == "int4" or cuda
     weights = WEIGHTS.get(options.precision, WEIGHTS["int8"]) if blocks else INTEGERS
     bf16 = options.precision == "bf16"
     narrow = STORED.get(options.precision, STORED["fp16"])
@@ -62,9 +63,9 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
         Stage(weights, on=options.precision in WEIGHTS),
         Stage(INCREMENTAL, on=level >= 1),
         Stage(FUSION, on=level >= 2),
-        Stage(BF16 if bf16 else PRECISION, on=options.narrows and options.target.device == "cuda"),
+        Stage(BF16 if bf16 else PRECISION, on=options.narrows and cuda),
         Stage(lowering, on=level >= 2, required=True),
-        Stage(narrow, on=options.narrows and options.target.device == "cpu"),
+        Stage(narrow, on=options.narrows and not cuda),
         Stage(CLEANUP, on=level >= 2),
     )
 

@@ -34,6 +34,8 @@ class Ours:
         self._exe = miaotui.compile(
             str(folder), target=target, precision=precision, backend="ort", verify=False, timing=0.0,
             keep_source=False, strict=False,
+            # the weights are random: there is nothing to calibrate on
+            enable=("quantize-weights{method=rtn}",) if precision == "int4" else (),
         )  # fmt: skip
         self._generator = self._exe.generator()
         self._decoder: Any = None

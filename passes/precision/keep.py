@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from ...compiler.ir.constants import constant_tensor, scalar
+from ...compiler.ir.quantized import blocked_weight
 from .half import FP16, MASKED, Format, loss
 from .ranges import Ranges
 from .slots import Slots, in_half, slots
@@ -120,7 +121,7 @@ class Planner:
             return "computed from integers: positions or a mask"
         if node.op_type == "Clip" and _feeds_casts_to_half(node):
             return f"guards the way into {self.form.name}"
-        if node.domain == "" and node.op_type in _FP32 | _LARGE:
+        if node.domain == "" and node.op_type in _FP32 | _LARGE and blocked_weight(node.outputs[0]) is None:
             return f"{node.op_type} needs float32's range"
         if node.domain == "" and node.op_type in _COARSE and self.form.exact < FP16.exact:
             return f"{node.op_type} needs more than the 8 bits of a {self.form.name}"

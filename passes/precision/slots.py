@@ -40,6 +40,8 @@ def slots(node: ir.Node, opset: int, half: ir.DataType = HALF) -> Slots | None:
         for index, value in enumerate(node.outputs)
         if value.dtype == ir.DataType.FLOAT and _formal(known.outputs, index).variable in variables
     ]
+    if inputs and node.op_type == "DequantizeLinear" and not node.attributes.get_int("output_dtype", 0):
+        outputs = [0]  # ONNX gives the result a variable of its own, and says that it is the scale's type
     return Slots(tuple(inputs), tuple(outputs))
 
 

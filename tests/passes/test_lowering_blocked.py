@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+from miaotui.compiler.codegen.onnxruntime.placement import fallbacks
 from miaotui.compiler.ir.builder import INT64, Builder
 from miaotui.compiler.ir.constants import constant_tensor
 from miaotui.compiler.ir.evaluate import evaluate
@@ -19,10 +21,11 @@ from miaotui.compiler.weights import WeightStore
 from miaotui.passes.base import PassContext
 from miaotui.passes.cleanup import CLEANUP
 from miaotui.passes.fusion import FUSION
-from miaotui.passes.lowering.onnxruntime import LOWER_CPU
+from miaotui.passes.lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
 from miaotui.passes.lowering.onnxruntime.blocked import UseBlockKernels
 from miaotui.passes.lowering.onnxruntime.gqa import UseGroupQueryAttention
 from miaotui.passes.lowering.onnxruntime.join import JoinBlocked
+from miaotui.passes.precision.fp16 import ConvertBf16, ConvertFp16
 from miaotui.passes.raising import RAISING
 from support.decode_graphs import Layers, block_weights, ort_decode, quantized
 from support.rewriting import assert_same, ort_run, reasons, run_pass
@@ -163,11 +166,42 @@ def test_declines_blocks_the_kernel_has_not(block: int, why: str) -> None:
     assert why in reasons(run_pass(UseBlockKernels(), program))
 
 
-def test_declines_other_targets() -> None:
-    program, _ = product()
-    block_weights(program, lambda name, w: quantized(w))
-    result = run_pass(UseBlockKernels(), program, PassContext(Target("cuda")))
-    assert "CPU" in reasons(result)
+@pytest.mark.parametrize("kind", ["int4", "uint4 zero", "uint4 offset", "int8"])
+def test_cuda_multiplies_activations_as_they_are(kind: str) -> None:
+    layers, cuda = Layers(hidden=64, inner=96), PassContext(Target("cuda"))
+    program = layers.program()
+    block_weights(program, lambda name, w: None if w.shape[1] % 32 else quantized(w, **KINDS[kind]))
+    feed = layers.feeds([3, 0], 4)
+    wanted = evaluate(program.entries["decode"], feed)
+    for step in LOWER_CUDA:
+        step.run(program, cuda)
+    found = operators(program, "decode")
+    assert found["MatMulNBits"] and found["GatherBlockQuantized"] == 1 and not found["DequantizeLinear"]
+    products = [n for n in program.entries["decode"].graph if n.op_type == "MatMulNBits"]
+    assert {n.attributes.get_int("accuracy_level") for n in products} == {0}
+    assert fallbacks(program, cuda.target) == []
+    assert_same(wanted, ort_run(Program({"main": program.entries["decode"]}), feed), 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_cuda_has_kernels_for_16_bits(dtype: Any) -> None:
+    program, feeds = product(bias=True)
+    block_weights(program, lambda name, w: quantized(w, signed=True) if name == "w" else None)
+    cuda = PassContext(Target("cuda"))
+    run_pass(ConvertFp16() if dtype is np.float16 else ConvertBf16(), program, cuda)
+    wanted = evaluate(program.main, feeds[1])
+    assert run_pass(UseBlockKernels(), program, cuda).changed == 1
+    assert operators(program)["Add"] == 1, "not all kernels take a bias"
+    (node,) = (n for n in program.main.graph if n.op_type == "MatMulNBits")
+    assert node.inputs[2] is not None and node.inputs[2].dtype == ir.DataType.from_numpy(np.dtype(dtype))
+    assert fallbacks(program, cuda.target) == []
+    assert_same(wanted, evaluate(program.main, feeds[1]), 0.02)
+
+
+def test_cuda_has_no_wider_blocks_than_128() -> None:
+    program, _ = product(columns=512)
+    block_weights(program, lambda name, w: quantized(w, block=256))
+    assert "wider than the 128" in reasons(run_pass(UseBlockKernels(), program, PassContext(Target("cuda"))))
 
 
 def test_leaves_other_weights_alone() -> None:

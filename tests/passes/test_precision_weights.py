@@ -264,6 +264,11 @@ def test_refuses_unknown_options(options: str) -> None:
         QuantizeWeights().with_options(options)
 
 
-def test_refuses_targets_without_kernels() -> None:
-    with pytest.raises(OptionError, match="not offered for --target cuda"):
-        CompileOptions(target=Target("cuda"), precision="int8")
+def test_cuda_computes_in_half_with_small_weights_and_tvm_refuses() -> None:
+    for precision in ("int8", "int4"):
+        options = CompileOptions(target=Target("cuda"), backend="ort", precision=precision)  # type: ignore[arg-type]
+        names = [step.name for step in pipeline(options)]
+        order = ("quantize-weights", "convert-fp16", "join-blocked", "block-kernels")
+        assert [name for name in names if name in order] == list(order)
+    with pytest.raises(OptionError, match="int8 weights are for CPUs"):
+        CompileOptions(target=Target("cuda"), backend="tvm", precision="int8")

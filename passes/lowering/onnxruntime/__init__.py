@@ -37,6 +37,8 @@ the merged norms gain nothing, and FusedMatMul and Gemm, which packs the output 
 GroupQueryAttention is taken for its cache in place."""
 
 LOWER_CUDA: tuple[Pass, ...] = (
+    JoinBlocked(),
+    UseBlockKernels(),
     ExpandCachedAttention(),
     BuiltInMask(),
     FlattenAttention(),
@@ -45,7 +47,8 @@ LOWER_CUDA: tuple[Pass, ...] = (
     FuseSkipNorm(),
 )
 """For the CUDA provider. Attention keeps its standard form, for which the provider chooses flash,
-memory-efficient or plain kernels (a built-in mask leaves it the choice). SkipLayerNormalization and
+memory-efficient or plain kernels (a built-in mask leaves it the choice). Blocked weights stay in their bits:
+a token reads them so, many tokens expand them once. SkipLayerNormalization and
 SkipSimplifiedLayerNormalization save launches; ONNX Runtime merges bias with Gelu, Sigmoid with Mul."""
 
 __all__ = [

@@ -21,6 +21,9 @@ from .nbits import DTYPES, NBits, nbits
 INT8_PRODUCTS = 4
 """accuracy_level of kernels that round each block of 32 activations to 8 bits and add up integers."""
 
+AS_THEY_ARE = 0
+"""accuracy_level that says nothing: activations keep their type."""
+
 
 @dataclass(frozen=True)
 class UseBlockKernels(Pass):
@@ -28,10 +31,12 @@ class UseBlockKernels(Pass):
 
     Weights are repacked, never rounded again. What an offset per block adds is a product of its own, of the
     activations' sums per block: float zero points, which could express it, make the kernel 15 times slower.
-    ``accuracy``: MatMulNBits' accuracy_level; 4 multiplies 8-bit integers, 1 float32. ``two_parts``: a
-    language model's output layer of 8 bits takes its activations as what 8 bits hold and the rest, two rows
-    in one product: the rounding there makes up a quarter of SmolLM2's divergence, and the second row takes
-    9 % of that product's time, which is that of reading the weight.
+    On CUDA activations are multiplied as they are, and a bias is added apart: not all kernels there take one.
+
+    ``accuracy``: MatMulNBits' accuracy_level on the CPU; 4 multiplies 8-bit integers, 1 float32.
+    ``two_parts``: there, a language model's output layer of 8 bits takes its activations as what 8 bits hold
+    and the rest, two rows in one product: the rounding there makes up a quarter of SmolLM2's divergence, and
+    the second row takes 9 % of that product's time, which is that of reading the weight.
     """
 
     name: ClassVar[str] = "block-kernels"
@@ -43,15 +48,15 @@ class UseBlockKernels(Pass):
         hits: list[Note] = []
         declined: list[Note] = []
         packed: dict[int, tuple[BlockedWeight, NBits]] = {}
+        device = context.target.device
+        accuracy = self.accuracy if device == "cpu" else AS_THEY_ARE
+        finest = self.two_parts and accuracy == INT8_PRODUCTS and program.decoding is not None
         for model in program.entries.values():
-            finest = self.two_parts and self.accuracy == INT8_PRODUCTS and program.decoding is not None
-            work = _Work(packed, self.accuracy, finest)
+            work = _Work(packed, device, accuracy, finest)
             for node in tuple(model.graph):
                 if node.op_type not in ("MatMul", "Gemm", "Gather") or node.domain != "":
                     continue
                 try:
-                    if context.target.device != "cpu" and blocked_weight(_weight(node)[0]) is not None:
-                        decline("repacked for the CPU's kernels only")
                     text, at = work.look_up(node) if node.op_type == "Gather" else work.multiply(node)
                 except NoMatch as left:
                     if left.reason:
@@ -69,6 +74,7 @@ class _Work:
     """The rewrites in one graph. ``sums``: block sums of activations, by activation and block."""
 
     packed: dict[int, tuple[BlockedWeight, NBits]]
+    device: str
     accuracy: int
     two_parts: bool
     sums: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
@@ -84,7 +90,7 @@ class _Work:
         held = self.packed.get(id(weight.data))
         if held is None:  # the weight is held too: an id is a tensor's own only while it lives
             held = self.packed[id(weight.data)] = weight, nbits(weight)
-        if why := held[1].refusal():
+        if why := held[1].refusal(self.device):
             decline(why)
         return held[1], _name(value)
 
@@ -99,7 +105,7 @@ class _Work:
         value, x = _weight(node)
         weight, name = self.repacked(value)
         if x is None or x.dtype != weight.scale.dtype or x.shape is None or len(x.shape) < 2:
-            decline("the activations are not known to be float32 of two or more dimensions")
+            decline("the activations are not known to be of the scales' type and two or more dimensions")
         rows, columns = weight.shape
         bias, last = _bias(node, rows)
         at = Rewriter(last.producer() or node)
@@ -110,7 +116,7 @@ class _Work:
         twice = self.two_parts and weight.bits == 8 and len(x.shape) == 3 and is_logits(node.outputs[0])
         inputs = [_in_two_parts(at, x, weight) if twice else x, codes, scale]
         zero = None if weight.zero is None else self.constant(at, weight.zero, f"{name}.zero")
-        inner = None if weight.shift is not None or twice else bias
+        inner = None if weight.shift is not None or twice or self.device == "cuda" else bias
         given: list[ir.Value | None] = [*inputs, zero, None, inner]
         while given[-1] is None:
             given.pop()

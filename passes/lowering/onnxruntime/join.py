@@ -33,7 +33,7 @@ class JoinBlocked(Pass):
         hits: list[Note] = []
         declined: list[Note] = []
         joined: dict[tuple[int, ...], tuple[list[BlockedWeight], BlockedWeight]] = {}
-        for model in program.entries.values() if context.target.device == "cpu" else ():
+        for model in program.entries.values():
             for layers in _groups(model.graph):
                 name = str(layers[0].node.name)
                 try:

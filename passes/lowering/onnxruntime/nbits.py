@@ -13,6 +13,11 @@ from ....compiler.reference import Array
 
 SIGNED = (ir.DataType.INT4, ir.DataType.INT8)
 DTYPES = (ir.DataType.UINT4, ir.DataType.UINT8, *SIGNED)
+SCALES = {
+    "cpu": (ir.DataType.FLOAT,),
+    "cuda": (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
+}
+"""What scales, and activations with them, may be, by device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,14 @@ class NBits:
     block: int
     shape: tuple[int, int]
 
-    def refusal(self) -> str:
-        """Why the kernels don't take it, or nothing."""
+    def refusal(self, device: str) -> str:
+        """Why the kernels of ``device``, cpu or cuda, don't take it, or nothing."""
         if self.block < 16 or self.block & (self.block - 1):
             return f"blocks of {self.block} columns are no power of two from 16 on"
-        if self.scale.dtype != ir.DataType.FLOAT:
-            return f"there is no CPU kernel for scales of {self.scale.dtype}"
+        if device == "cuda" and self.block > 128:
+            return f"blocks of {self.block} columns are wider than the 128 that CUDA kernels take"
+        if self.scale.dtype not in SCALES[device]:
+            return f"there is no {device.upper()} kernel for scales of {self.scale.dtype}"
         return ""
 
 
