@@ -57,6 +57,16 @@ def write_plan(
     program = program.clone()
     infer_shapes(program)
     PipelineStages(stages=mesh.pp, memory=float(memory or 0) * mesh.tp).run(program, PassContext(target))
+    return write_staged(program, mesh, backend, target, folder, memory)
+
+
+def write_staged(
+    program: Program, mesh: Mesh, backend: Backend, target: Target, folder: Path, memory: int | None = None
+) -> Plan:
+    """``write_plan`` of a program whose nodes are annotated with the stages of ``mesh``.
+
+    Raises: UnsupportedError if its stages can't be run one after the other; as ``write_plan``.
+    """
     batch = batch_or_none(program)
     found = {entry: _segments(program, entry) for entry in program.entries}
     shares = tuple(
@@ -87,12 +97,12 @@ def rank_steps(stage: Program, mesh: Mesh, shard: int) -> Sequence[RankStep]:
 
 
 def _segments(program: Program, entry: str) -> Stages:
+    """What each stage runs of an entry; nothing where it only computes what nobody reads."""
     segments = cut(program, lambda node: stage(node) or 0, entry)
-    stages = {segment.owner: segment for segment in segments}
-    if len(stages) < len(segments):
+    if len({segment.owner for segment in segments}) < len(segments):
         fact = "its stages can't be run one after the other"
         raise UnsupportedError(f"entry {entry!r}", fact, "use fewer stages")
-    return stages
+    return {segment.owner: segment for segment in segments if segment.program.outputs()}
 
 
 def _share(

@@ -49,6 +49,8 @@ def build_share(
     ``kept``: tensors that live between runs; ``program.decoding`` has their part in decoding, if it has any.
     Raises: UnsupportedError if the backend can't keep state in several parts; else as the backend.
     """
+    if not program.entries:
+        return Built({}, None, 0)
     place = f"stage{stage}.shard{shard}"
     (folder / place).mkdir(parents=True)
     own_state = {entry: _held(model, kept) for entry, model in program.entries.items()}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from miaotui.compiler.codegen.base import Build
 from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
 from miaotui.compiler.cost.stages import Chain, Link, stage_bounds
 from miaotui.compiler.dialect.collective import REFERENCE
-from miaotui.compiler.errors import OptionError, UnsupportedError
+from miaotui.compiler.errors import OptionError
 from miaotui.compiler.ir.examples import example_inputs
 from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import CompileOptions, Target
@@ -20,24 +18,16 @@ from miaotui.compiler.parallel.check_plan import read_plan
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.compiler.parallel.sharding import Sharding, Split, set_sharding, sharding
 from miaotui.compiler.program import Program
-from miaotui.compiler.weights import WeightStore
 from miaotui.driver.context import context_of
 from miaotui.driver.partition import write_plan
 from miaotui.passes.observers import run_pipeline
 from miaotui.passes.pipeline import pipeline
 from miaotui.runtime.parallel.runner import ParallelModel
+from support.cuts import Plain
 from support.folders import mlp
 from support.language_models import DECODERS, build, imported
 from support.numerics import run_ort
 from support.random_graphs import grow
-
-
-class Plain(OnnxRuntimeBackend):
-    """ONNX Runtime as the program is written: its fusions end at cuts, and crash on some graphs."""
-
-    def build(self, program: Program, target: Target, folder: Path, weights: WeightStore) -> Build:
-        built = super().build(program, target, folder, weights)
-        return replace(built, settings={"graph_optimization_level": "none"})
 
 
 def run_cut(
@@ -70,8 +60,6 @@ def test_uneven_batches_over_replicas_equal_the_whole(tmp_path: Path) -> None:
 def test_impossible_meshes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="use at most 6"):
         write_plan(mlp(), Mesh(pp=7), OnnxRuntimeBackend(), Target(), tmp_path / "a")
-    with pytest.raises(UnsupportedError, match="tensor shards"):
-        write_plan(mlp(), Mesh(tp=2), OnnxRuntimeBackend(), Target(), tmp_path / "b")
 
 
 def slowest(chain: Chain, bounds: list[int], link: Link, limit: float) -> float:
