@@ -1,4 +1,4 @@
-"""What CUDA, cuDNN and ONNX Runtime say when a device fails, as facts with a fix: a table of their texts."""
+"""What CUDA, cuDNN, ONNX Runtime and TVM say when a device fails, as facts with a fix: a table of texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _PROVIDER = "pip install 'onnxruntime-gpu[cuda,cudnn]', then `miaotui doctor`"
 class Failure:
     """One kind of failure. ``texts``: patterns of messages, any of them; ``error``: what is raised.
 
-    ``fact`` may have a group of the pattern that matched in it, by its name.
+    ``fact`` may have a group of the pattern that matched in it, by its name. ``tvm``: the fix where the code
+    is TVM's, if it is another.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Failure:
     fact: str
     fix: str
     error: type[CompileError] = DeviceError
+    tvm: str = ""
 
 
 FAILURES: tuple[Failure, ...] = (
@@ -32,9 +34,10 @@ FAILURES: tuple[Failure, ...] = (
             r"CUDA failure (?:35|803)\b",
             r"cudaErrorInsufficientDriver|cudaErrorSystemDriverMismatch",
         ),
-        "the NVIDIA driver is older than the CUDA that ONNX Runtime was built for",
+        "the NVIDIA driver is older than the CUDA that {by} was built for",
         "update the driver, or install an onnxruntime-gpu for its CUDA; `miaotui doctor` tells both versions",
         ToolError,
+        "update the driver: TVM's runtime wants CUDA 13",
     ),
     Failure(
         "no device",
@@ -75,6 +78,7 @@ FAILURES: tuple[Failure, ...] = (
         (
             r"CUDA failure 2\b",
             r"CUDA failure \d+: out of memory",
+            r"CUDA(?: Runtime Error)?: out of memory|CUDA_ERROR_OUT_OF_MEMORY",
             r"cudaErrorMemoryAllocation|CUDA out of memory",
             r"CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED",
             r"Failed to allocate memory for requested buffer of size (?P<size>\d+)",
@@ -90,16 +94,21 @@ FAILURES: tuple[Failure, ...] = (
             r"cudaError(?:IllegalAddress|LaunchFailure|DevicesUnavailable|ECCUncorrectable|LaunchTimeout)",
             r"unspecified launch failure|an illegal memory access was encountered|GPU is lost"
             r"|uncorrectable ECC error|device\(s\) is/are busy or unavailable",
+            r"CUDA_ERROR_(?:ILLEGAL_|LAUNCH_|MISALIGNED_|ECC_|HARDWARE_|DEVICE_UNAVAILABLE|CONTEXT_IS_DESTROYED)",
         ),
         "the device failed or was lost, and this process can't use it any more",
         "start the process again; if it comes back, look for Xid errors in dmesg and at nvidia-smi -q",
     ),
     Failure(
         "no kernel for the device",
-        (r"no kernel image is available|CUDA failure 209\b|cudaErrorNoKernelImageForDevice",),
-        "ONNX Runtime was not built for this generation of device",
+        (
+            r"no kernel image is available|CUDA failure 209\b|cudaErrorNoKernelImageForDevice",
+            r"CUDA_ERROR_(?:NO_BINARY_FOR_GPU|INVALID_PTX|UNSUPPORTED_PTX_VERSION)",
+        ),
+        "{by} was not built for this generation of device",
         "install the newest onnxruntime-gpu; it wants compute capability 7.5 or more",
         ToolError,
+        "compile it with --target cuda:sm_NN for the device",
     ),
 )
 """In the order they are tried: a cause before what follows from it.
@@ -108,13 +117,15 @@ Numbers: cudaError_t of CUDA 13. Texts: CudaCall, BFCArena and the loader of pro
 """
 
 
-def device_failure(text: str, place: str) -> CompileError | None:
-    """The error that ``text``, a message of ONNX Runtime, stands for; None if it is of no device."""
+def device_failure(text: str, place: str, by: str = "ONNX Runtime") -> CompileError | None:
+    """The error that ``text``, a message of ``by`` or of CUDA, stands for; None if it is of no device."""
     for failure in FAILURES:
         for pattern in failure.texts:
             match = re.search(pattern, text, re.DOTALL)
             if match is not None:
-                return failure.error(place, failure.fact + _detail(match, text), failure.fix)
+                who = "the library" if by == "TVM" and failure.name == "no kernel for the device" else by
+                fix = (by == "TVM" and failure.tvm) or failure.fix
+                return failure.error(place, failure.fact.format(by=who) + _detail(match, text), fix)
     return None
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
+import itertools
 import json
 import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, ClassVar, Self, TypeAlias
 
 import numpy as np
-import onnx_ir as ir
 
-from ..compiler.codegen.tvm.versions import require_ffi
 from ..compiler.errors import ArtifactError, CompileError, InternalError, ToolError
 from ..compiler.manifest import Entry
 from ..compiler.options import Target
@@ -26,10 +22,8 @@ from ..compiler.program import DimRange, TensorSpec
 from ..compiler.reference import Array, Arrays
 from .conditions import cores
 from .tensors import address_of
+from .tvm_tensors import array_of, numpy_dtype, runtime, said, tensor_of
 from .validate import Form, checked, form_of
-
-RUNTIME = "MIAOTUI_TVM_RUNTIME"
-"""Environment variable: where libtvm_runtime.so lies, if the package apache-tvm is not installed."""
 
 PARAMETERS = "parameters"
 """Setting: entry → [offset, bytes, dtype, shape] of what its function takes behind its inputs, as JSON."""
@@ -37,12 +31,13 @@ PARAMETERS = "parameters"
 _ALIGNMENT = 64
 """Bytes: compiled code reads whole registers from the beginning of every tensor."""
 
-_BFLOAT16 = ir.DataType.BFLOAT16.numpy()
-
-_CPU, _POOLED = 1, 2
+CPU, POOLED = 1, 2
 """TVM's device type, and its allocator that keeps what it frees for the next run."""
 
-_lock = threading.RLock()
+Row: TypeAlias = tuple[int, int, str, Sequence[int]]
+"""Of the setting ``parameters``."""
+
+lock = threading.RLock()
 """TVM's threads, and their number, are the process's."""
 
 
@@ -70,8 +65,12 @@ class TvmModel:
     def open(
         self, threads: int | None = None, taps: Sequence[str] = (), *, resting: bool = False
     ) -> TvmRunner:
-        """A runner; the caller closes it. No inner values can be tapped. Raises: as TvmRunner."""
-        return TvmRunner(self, threads)
+        """A runner; the caller closes it. No inner values can be tapped. Raises: as its class."""
+        if self.target.device == "cpu":
+            return TvmRunner(self, threads)
+        from .tvm_cuda import CudaRunner
+
+        return CudaRunner(self, threads)
 
     def code(self) -> bytes:
         """The library."""
@@ -99,35 +98,47 @@ class TvmRunner:
     damaged.
     """
 
+    _devices: ClassVar[tuple[int, ...]] = (CPU,)
+
     def __init__(self, model: TvmModel, threads: int | None = None) -> None:
         self.inputs: Sequence[TensorSpec] = model.signature.inputs
         self.outputs: Sequence[TensorSpec] = model.signature.outputs
         self.threads = cores() if threads is None else threads
         self._state, self._dims, self._place = model.state, model.dims, model.place
-        _runs_here(model)
         start = time.perf_counter()
-        self._ffi = runtime()
+        self._ffi = self._started(model)
         self._names = [spec.name for spec in self.inputs]
         self._function, self._weights = self._opened(model)
         self.load_seconds = time.perf_counter() - start
         self._accepted: Form | None = None
 
+    def _started(self, model: TvmModel) -> Any:
+        """TVM's runtime, if it runs the library."""
+        _runs_here(model.target, model.place)
+        return runtime()
+
     def _opened(self, model: TvmModel) -> tuple[Any, tuple[Any, ...]]:
-        # by descriptor, held as long as the library: by its name, the loader would take an older file for it
-        # that was loaded from the same path before
+        # by descriptor: by its name, the loader would take an older file for it that was loaded from the same
+        # path before
         self._file: int | None = _descriptor(model)
         load = self._ffi.get_global_func("ffi.Module.load_from_file.so")
         try:
-            machine = load(f"/proc/self/fd/{self._file}", "so")["vm_load_executable"]()
-            machine["vm_initialization"](_CPU, 0, _POOLED)
+            machine = load(_never_before(self._file), "so")["vm_load_executable"]()
+            machine["vm_initialization"](*(n for device in self._devices for n in (device, 0, POOLED)))
             function = machine[model.entry]
         except Exception as error:  # tvm_ffi raises what dlopen and TVM say as several types
-            fact = f"can't be loaded: {_line(error)}"
-            raise ArtifactError(str(model.library), fact, "compile the model again") from error
+            raise self._not_loaded(model, str(error)) from error
         self._machine: Any = machine
         table = json.loads(model.parameters)[model.entry]
-        memory = _mapped(model) if table else np.zeros(0, np.uint8)
-        return function, tuple(tensor_of(_region(memory, *row)) for row in table)
+        return function, self._resident(model, table)
+
+    def _not_loaded(self, model: TvmModel, text: str) -> CompileError:
+        return ArtifactError(str(model.library), f"can't be loaded: {said(text)}", "compile the model again")
+
+    def _resident(self, model: TvmModel, table: Sequence[Row]) -> tuple[Any, ...]:
+        """The weights, where the function reads them."""
+        memory = mapped(model) if table else np.zeros(0, np.uint8)
+        return tuple(tensor_of(region(memory, *row)) for row in table)
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
         """Outputs by name; ``inputs`` are arrays or tensors by name.
@@ -152,7 +163,7 @@ class TvmRunner:
         results = iter(found)
         kept = {output: given[name] for name, output in self._state.items()}
         return {
-            spec.name: kept[spec.name] if spec.name in kept else _array(next(results))
+            spec.name: kept[spec.name] if spec.name in kept else array_of(next(results))
             for spec in self.outputs
         }
 
@@ -175,7 +186,7 @@ class TvmRunner:
             copy[...] = original
         for wanted, result in zip(binding.outputs, self._call(binding.arguments), strict=True):
             if wanted is not None:
-                wanted[...] = _array(result)
+                wanted[...] = array_of(result)
         for original, copy in binding.copied:
             if original.flags.writeable:
                 original[...] = copy
@@ -187,12 +198,15 @@ class TvmRunner:
         function = self._function
         if function is None:
             raise CompileError(self._place, "was closed", "open it again")
-        with _lock:
+        with lock:
             _use_threads(self._ffi, self.threads)
             try:
                 return function(*arguments, *self._weights)
             except Exception as error:  # tvm_ffi raises TVM's own as several types
-                raise CompileError(self._place, f"a kernel failed: {_line(error)}") from error
+                raise self._failed(str(error)) from error
+
+    def _failed(self, text: str) -> CompileError:
+        return CompileError(self._place, f"a kernel failed: {said(text)}")
 
     def close(self) -> None:
         """Free the library's memory."""
@@ -210,34 +224,25 @@ class TvmRunner:
         self.close()
 
 
-@cache
-def runtime() -> Any:
-    """The module ``tvm_ffi`` with TVM's runtime loaded. Raises: ToolError if one of the two is missing."""
-    ffi = require_ffi()
-    named = os.environ.get(RUNTIME)
-    if named is None:
-        spec = importlib.util.find_spec("tvm")
-        if spec is None or spec.origin is None:
-            raise ToolError("apache-tvm", "is not installed", f"pip install 'miaotui[tvm]', or set {RUNTIME}")
-        named = str(Path(spec.origin).parent / "lib" / "libtvm_runtime.so")
-    try:
-        ctypes.CDLL(named, ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise ToolError(
-            "libtvm_runtime.so", f"can't be loaded: {error}", f"set {RUNTIME} to its path"
-        ) from error
-    return ffi
-
-
-def _runs_here(model: TvmModel) -> None:
-    if model.target.device != "cpu":
-        fact = f"was compiled for {model.target}, which this runtime has no part for"
-        raise ToolError(model.place, fact, "run its source variant, or compile it with --target cpu")
+def _runs_here(target: Target, place: str) -> None:
     from ..compiler.codegen.isa import ISAS, can_run
 
-    isa = ISAS.get(model.target.arch)
+    isa = ISAS.get(target.arch)
     if isa is not None and not can_run(isa):
-        raise ToolError(model.place, f"was compiled for {isa.name}, which this CPU is not", "compile it here")
+        raise ToolError(place, f"was compiled for {isa.name}, which this CPU is not", "compile it here")
+
+
+_opened = itertools.count(1)
+
+
+def _never_before(file: int) -> str:
+    """A path of a descriptor that the loader has not seen: an older library may still be there by its number.
+
+    >>> _never_before(7) != _never_before(7)
+    True
+    """
+    number = next(_opened)
+    return "/proc/self/fd/" + "".join("./" if bit == "1" else "/" for bit in f"{number:b}") + str(file)
 
 
 def _descriptor(model: TvmModel) -> int:
@@ -248,19 +253,17 @@ def _descriptor(model: TvmModel) -> int:
         raise ArtifactError(str(model.library), f"can't be read: {error.strerror}") from error
 
 
-def _mapped(model: TvmModel) -> Array:
+def mapped(model: TvmModel) -> Array:
+    """The weight file. Raises: ArtifactError if there is none."""
     if model.held_weights is None and model.weights is None:
         raise ArtifactError(model.place, "has no weight file", "compile the model again")
     # a private mapping: tvm_ffi takes no memory that is read-only, and nothing writes to it
     return np.memmap(model.held_weights or str(model.weights), np.uint8, "c")
 
 
-def _region(memory: Array, offset: int, length: int, dtype: str, shape: Sequence[int]) -> Array:
-    return memory[offset : offset + length].view(_numpy(dtype)).reshape(shape)
-
-
-def _numpy(dtype: str) -> np.dtype[Any]:
-    return _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+def region(memory: Array, offset: int, length: int, dtype: str, shape: Sequence[int]) -> Array:
+    """A weight in the mapped file."""
+    return memory[offset : offset + length].view(numpy_dtype(dtype)).reshape(shape)
 
 
 def _aligned(array: Array, copy: bool = False) -> Array:
@@ -283,23 +286,6 @@ def _aligned(array: Array, copy: bool = False) -> Array:
     return new
 
 
-def tensor_of(array: Array) -> Any:
-    """The array as TVM takes it, sharing its memory; numpy gives bfloat16 to nobody: it goes as integers."""
-    ffi = runtime()
-    if array.dtype != _BFLOAT16:
-        return ffi.from_dlpack(array)
-    view = ffi.get_global_func("runtime.TVMTensorCreateView")
-    return view(ffi.from_dlpack(array.view(np.uint16)), ffi.Shape(array.shape), ffi.dtype("bfloat16"), 0)
-
-
-def _array(tensor: Any) -> Array:
-    if tensor.dtype != "bfloat16":
-        return np.from_dlpack(tensor)
-    ffi = runtime()
-    view = ffi.get_global_func("runtime.TVMTensorCreateView")
-    return np.from_dlpack(view(tensor, tensor.shape, ffi.dtype("uint16"), 0)).view(_BFLOAT16)
-
-
 _threads: int | None = None
 
 
@@ -309,7 +295,3 @@ def _use_threads(ffi: Any, threads: int) -> None:
     if _threads != threads:
         ffi.get_global_func("runtime.config_threadpool")(1, threads)
         _threads = threads
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__

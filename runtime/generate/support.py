@@ -20,9 +20,9 @@ def decoding_of(manifest: Manifest, name: str) -> Decoding:
     if decoding is None or decoding.entry not in variant.entries:
         fact = "can't continue text: it has no entry that keeps state between tokens"
         raise UnsupportedError(place, *_reason(manifest, fact))
-    if Target.parse(variant.target).device != "cpu" and variant.backend != "ort":
+    if Target.parse(variant.target).device != "cpu" and variant.backend not in ("ort", "tvm"):
         fact = f"can't continue text on {variant.target} with {variant.backend}: its state is in main memory"
-        raise UnsupportedError(place, fact, "compile it with --backend ort")
+        raise UnsupportedError(place, fact, "compile it with --backend ort or tvm")
     return decoding
 
 

@@ -83,7 +83,7 @@ def test_the_texts_of_the_libraries_have_a_name(name: str, text: str) -> None:
     found = device_failure(text, "model")
     assert found is not None and type(found) is expected.error
     [problem] = found.problems
-    assert problem.place == "model" and problem.fact.startswith(expected.fact)
+    assert problem.place == "model" and problem.fact.startswith(expected.fact.format(by="ONNX Runtime"))
     assert problem.fix == expected.fix and "_src" not in str(found)
 
 
@@ -125,3 +125,25 @@ def test_on_the_cpu_an_arena_is_main_memory() -> None:
 def test_a_provider_that_does_not_load_tells_which_library_it_misses(tmp_path: Path) -> None:
     provider = tmp_path / "libonnxruntime_providers_cuda.so"
     assert "a CUDA library, cuDNN or the driver is missing" in str(not_started(provider))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("CUDA: out of memory", "out of device memory; run fewer rows"),
+        ("CUDA Runtime Error: out of memory", "out of device memory; run fewer rows"),
+        ("CUDALaunch Error: CUDA_ERROR_ILLEGAL_ADDRESS\n grid=(1,1,1)", "the device failed or was lost"),
+        (
+            "cuModuleLoadData(…) failed with error: CUDA_ERROR_NO_BINARY_FOR_GPU",
+            "the library was not built for this generation of device; compile it with --target cuda:sm_NN",
+        ),
+        (
+            "CUDA: CUDA driver version is insufficient for CUDA runtime version",
+            "older than the CUDA that TVM",
+        ),
+    ],
+)
+def test_what_tvm_says_gets_tvms_fix(text: str, said: str) -> None:
+    assert str(device_failure(text, "m", "TVM")).startswith("m: ")
+    assert said in str(device_failure(text, "m", "TVM"))
+    assert "onnxruntime" not in str(device_failure(text, "m", "TVM"))

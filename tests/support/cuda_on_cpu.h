@@ -14,12 +14,13 @@
 #define __global__
 #define __launch_bounds__(...)
 #define uchar unsigned char
+static nv_bfloat162 make_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return nv_bfloat162(x, y); }
 
 template <typename A, typename B> static auto max(A a, B b) { return a < b ? b : a; }
 template <typename A, typename B> static auto min(A a, B b) { return b < a ? b : a; }
 
 struct Index { int x, y, z; };
-static Index threadIdx, blockIdx;
+static Index threadIdx, blockIdx, block_shape;
 
 struct Fiber { ucontext_t context; std::vector<char> stack; bool done; };
 static std::vector<Fiber> fibers;
@@ -44,11 +45,12 @@ static Barrier block_barrier, warp_barrier[32];
 static void __syncthreads() { block_barrier.wait((int)fibers.size()); }
 static int lane() { return current % 32; }
 static int warp() { return current / 32; }
-static void __syncwarp() { warp_barrier[warp()].wait(32); }
+static int warp_size() { return min((int)fibers.size() - warp() * 32, 32); }
+static void __syncwarp() { warp_barrier[warp()].wait(warp_size()); }
 
 static uintptr_t addresses[32][32];
 static unsigned left_of[32][32][4], right_of[32][32][2];
-static float floats[32][32];
+static unsigned long long words[32][32];
 
 static void ldmatrix(bool turn, unsigned &r0, unsigned &r1, unsigned &r2, unsigned &r3, uintptr_t address) {
   addresses[warp()][lane()] = address;
@@ -91,13 +93,20 @@ static void mma(float &d0, float &d1, float &d2, float &d3, unsigned a0, unsigne
   __syncwarp();
 }
 
-static float from_lane_xor(float value, int mask) {
-  floats[warp()][lane()] = value;
+/* What a thread of the warp holds; its own where there is no such thread. */
+template <typename T> static T from_lane(T value, int other) {
+  std::memcpy(&words[warp()][lane()], &value, sizeof(T));
   __syncwarp();
-  float other = floats[warp()][lane() ^ mask];
+  T found = value;
+  if (other >= 0 && other < warp_size()) std::memcpy(&found, &words[warp()][other], sizeof(T));
   __syncwarp();
-  return other;
+  return found;
 }
+static float from_lane_xor(float value, int mask) { return from_lane(value, lane() ^ mask); }
+template <typename T> static T __shfl_sync(unsigned, T value, int from, int = 32) { return from_lane(value, from); }
+template <typename T> static T __shfl_down_sync(unsigned, T value, int by, int = 32) { return from_lane(value, lane() + by); }
+template <typename T> static T __shfl_up_sync(unsigned, T value, int by, int = 32) { return from_lane(value, lane() - by); }
+static unsigned __activemask() { return ~0u; }
 
 /* Copies arrive when they are waited for, not before: a kernel that waits for too few reads old numbers. */
 struct Copy { void *to; const void *from; bool there; };
@@ -116,31 +125,57 @@ static void (*body)(void **);
 static void **arguments;
 static void start() { body(arguments); fibers[current].done = true; give_way(); }
 
-static void run_grid(void (*kernel)(void **), void **given, int gx, int gy, int gz, int threads, size_t shared) {
-  body = kernel;
-  arguments = given;
-  for (int z = 0; z < gz; ++z) for (int y = 0; y < gy; ++y) for (int x = 0; x < gx; ++x) {
-    blockIdx = {x, y, z};
-    shared_bytes.assign(shared + 256, 0xFF); /* NaN, if it is read before it is written */
-    fibers.assign(threads, Fiber());
-    groups.assign(threads, {{}});
-    for (int i = 0; i < threads; ++i) {
-      fibers[i].stack.resize(256 << 10);
-      fibers[i].done = false;
-      getcontext(&fibers[i].context);
-      fibers[i].context.uc_stack.ss_sp = fibers[i].stack.data();
-      fibers[i].context.uc_stack.ss_size = fibers[i].stack.size();
-      fibers[i].context.uc_link = &scheduler;
-      makecontext(&fibers[i].context, start, 0);
-    }
-    for (int left = threads; left;) {
-      left = 0;
-      for (current = 0; current < threads; ++current) {
-        if (fibers[current].done) continue;
-        threadIdx = {current, 0, 0};
-        swapcontext(&scheduler, &fibers[current].context);
-        left += !fibers[current].done;
-      }
+static Index index_of(int thread) {
+  return {thread % block_shape.x, thread / block_shape.x % block_shape.y, thread / block_shape.x / block_shape.y};
+}
+
+static void run_fibers(int threads) {
+  fibers.resize(threads);
+  groups.assign(threads, {{}});
+  for (int i = 0; i < threads; ++i) {
+    fibers[i].stack.resize(256 << 10);
+    fibers[i].done = false;
+    getcontext(&fibers[i].context);
+    fibers[i].context.uc_stack.ss_sp = fibers[i].stack.data();
+    fibers[i].context.uc_stack.ss_size = fibers[i].stack.size();
+    fibers[i].context.uc_link = &scheduler;
+    makecontext(&fibers[i].context, start, 0);
+  }
+  for (int left = threads; left;) {
+    left = 0;
+    for (current = 0; current < threads; ++current) {
+      if (fibers[current].done) continue;
+      threadIdx = index_of(current);
+      swapcontext(&scheduler, &fibers[current].context);
+      left += !fibers[current].done;
     }
   }
+}
+
+/* Without fibers, which only threads need that wait for each other, a block is a loop. */
+static void run_blocks(void (*kernel)(void **), void **given, Index grid, Index block, size_t shared, bool with_fibers) {
+  body = kernel;
+  arguments = given;
+  block_shape = block;
+  int threads = block.x * block.y * block.z;
+  for (int z = 0; z < grid.z; ++z) for (int y = 0; y < grid.y; ++y) for (int x = 0; x < grid.x; ++x) {
+    blockIdx = {x, y, z};
+    shared_bytes.assign(shared + 256, 0xFF); /* NaN, if it is read before it is written */
+    if (with_fibers) {
+      run_fibers(threads);
+    } else {
+      for (int i = 0; i < threads; ++i) { threadIdx = index_of(i); body(arguments); }
+    }
+  }
+}
+
+static void run_grid(void (*kernel)(void **), void **given, int gx, int gy, int gz, int threads, size_t shared) {
+  run_blocks(kernel, given, {gx, gy, gz}, {threads, 1, 1}, shared, true);
+}
+
+/* What a library of kernels tells the device of cuda_device.cpp. */
+struct HostKernel { void (*call)(void **); int fibers, count; const int *sizes; };
+extern "C" void launch_host(const HostKernel *kernel, void **given, const int *shape, size_t shared) {
+  Index grid = {shape[0], shape[1], shape[2]}, block = {shape[3], shape[4], shape[5]};
+  run_blocks(kernel->call, given, grid, block, shared, kernel->fibers);
 }

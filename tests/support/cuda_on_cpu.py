@@ -96,6 +96,8 @@ def translated(text: str) -> str:
     text = re.sub(
         r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];", r"\1 *\2 = (\1 *)shared_memory();", text
     )
+    shared = "extern __shared__ __align__(128) unsigned char shared_array[];"
+    text = text.replace(shared, "unsigned char *shared_array = shared_memory();")
     text = text.replace("unsigned int addr = __cvta_generic_to_shared(", "uintptr_t addr = (uintptr_t)(")
     text = re.sub(r"copies_but_(\d+)\(\)", r"wait_for_copies(\1)", text)
     return _ASM.sub(_call, text)

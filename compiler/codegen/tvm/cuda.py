@@ -20,10 +20,8 @@ from ...options import Target
 from .cuda_listing import DeviceKernel, kernels_in
 from .cuda_runtime import load_runtime
 from .cuda_toolkit import find_nvcc
-from .target import spelled
+from .target import DEFAULT_ARCH, spelled
 from .versions import require_ffi, require_tvm
-
-DEFAULT_ARCH = "sm_80"
 
 _FLAGS = (
     "-O3",

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from ...errors import InternalError, ToolError
-from .cuda_toolkit import toolkit_of
+from .cuda_toolkit import TOOLKIT, toolkit_of
 from .versions import require_ffi, require_tvm
 
 _DRIVER = [
@@ -39,7 +39,7 @@ def load_runtime(nvcc: Path) -> None:
     runtime = Path(str(tvm.__file__)).parent / "lib" / "libtvm_runtime_cuda.so"
     if not runtime.is_file():
         raise ToolError("apache-tvm", f"has no {runtime.name}", "install a build of TVM with CUDA")
-    _load_cudart(nvcc)
+    load_cudart(toolkit_of(nvcc))
     with tempfile.TemporaryDirectory(prefix="miaotui-") as folder:
         try:
             ctypes.CDLL("libcuda.so.1")
@@ -53,8 +53,8 @@ def load_runtime(nvcc: Path) -> None:
         raise InternalError(f"{runtime} is loaded, and TVM knows no CUDA modules")
 
 
-def _load_cudart(nvcc: Path) -> None:
-    home = toolkit_of(nvcc)
+def load_cudart(home: Path = TOOLKIT) -> None:
+    """Load CUDA's runtime: by its name, of the toolkit at ``home``, of a package. Raises: ToolError."""
     places = [home / sub / "libcudart.so.13" for sub in ("lib64", "lib", "targets/x86_64-linux/lib")]
     places += [Path(p) / "nvidia" / "cu13" / "lib" / "libcudart.so.13" for p in sys.path]
     for place in ("libcudart.so.13", *(str(p) for p in places if p.is_file())):
@@ -63,7 +63,8 @@ def _load_cudart(nvcc: Path) -> None:
         except OSError:
             continue
         return
-    raise ToolError("libcudart.so.13", "was not found", "install the CUDA toolkit 13")
+    fix = "pip install 'nvidia-cuda-runtime>=13,<14', or install the CUDA toolkit 13"
+    raise ToolError("libcudart.so.13", "was not found", fix)
 
 
 def _stand_in(nvcc: Path, folder: Path) -> Path:

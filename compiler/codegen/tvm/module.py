@@ -69,6 +69,8 @@ def _function(
         elif node not in absorbed:
             _lower(b, node)
     results = [builder.emit(b.value(v)) for v in graph.outputs if v.name not in kept]
+    if cpu is None and kept:
+        results.append(_lengths_after(b, graph, program))
     block = builder._end_block()
     body = builder.normalize(relax.SeqExpr([block], relax.Tuple(results)))
     builder.end_scope()
@@ -84,6 +86,17 @@ def _kept(entry: str, program: Program) -> frozenset[str]:
     if decoding is None or decoding.entry != entry:
         return frozenset()
     return frozenset(tensor.output for tensor in decoding.state)
+
+
+def _lengths_after(b: Lowering, graph: ir.Graph, program: Program) -> Any:
+    """How long rows are after one more token: what the next step reads, where the host only looks on."""
+    assert program.decoding is not None
+    [lengths] = [v for v in graph.inputs if v.name == program.decoding.lengths]
+
+    def after(held: Any) -> Any:
+        return b.te.compute(held.shape, lambda n: held(n) + b.tirx.const(1, held.dtype), name="after")
+
+    return b.compute(after, b.value(lengths), name="lengths_after")
 
 
 def _input_size(b: Lowering, dim: Any, name: str) -> Any:

@@ -7,6 +7,9 @@ from typing import Any
 from ...options import Target
 from ..isa import isa_of
 
+DEFAULT_ARCH = "sm_80"
+"""Of a CUDA target that names none: machine code for it, and PTX for all later ones."""
+
 LLVM: dict[str, tuple[str, tuple[str, ...]]] = {
     "x86-64-v4-bf16": ("x86-64-v4", ("+avx512vnni", "+avx512bf16")),
     "x86-64-v4-vnni": ("x86-64-v4", ("+avx512vnni",)),
@@ -30,7 +33,7 @@ def isa_name(target: Target) -> str:
 def spelled(target: Target) -> dict[str, Any]:
     """What ``tvm.target.Target`` is made from."""
     if target.device == "cuda":
-        return {"kind": "cuda", "arch": target.arch or "sm_80", "host": {"kind": "llvm"}}
+        return {"kind": "cuda", "arch": target.arch or DEFAULT_ARCH, "host": {"kind": "llvm"}}
     isa = isa_of(target)
     cpu, features = LLVM[isa.name]
     found: dict[str, Any] = {"kind": "llvm", "mcpu": cpu}
