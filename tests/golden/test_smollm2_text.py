@@ -9,10 +9,14 @@ import miaotui
 import numpy as np
 import pytest
 import torch
+from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
+from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.driver import compilation
 from miaotui.frontends.load import load
 from miaotui.runtime.executable import Executable
 from support import golden
+from support.cuts import Cut, lowered_program
+from support.cuts import greedy as stages_write
 from support.models import MODELS, smollm2_tokenizer
 
 PROMPTS = (
@@ -43,11 +47,14 @@ def test_equals_transformers_as_imported_as_compiled_and_as_text(
         source, inputs=inputs, output=tmp_path / "m", timing=0.0, keep_source=False, backend="ort"
     ) as executable:
         golden.is_called_like_its_source_and_equals_it(model, source, executable)
-        writes_what_transformers_writes(executable, source)
+        texts = writes_what_transformers_writes(executable, source)
+        parts = Cut.write(lowered_program(executable), Mesh(pp=2), tmp_path / "parts", OnnxRuntimeBackend())
+        for ids, expected in texts:
+            assert stages_write(parts, ids, COUNT) == expected
 
 
-def writes_what_transformers_writes(executable: Executable, source: Any) -> None:
-    """Greedy tokens; in chunks, a batch, with drafts; logits."""
+def writes_what_transformers_writes(executable: Executable, source: Any) -> list[tuple[list[int], list[int]]]:
+    """Greedy tokens; in chunks, a batch, with drafts; logits. Prompts, and what was written behind them."""
     tokenizer = smollm2_tokenizer()
     texts = [(ids, greedy(source, ids)) for ids in (tokenizer(prompt)["input_ids"] for prompt in PROMPTS)]
     for ids, expected in texts:
@@ -62,6 +69,7 @@ def writes_what_transformers_writes(executable: Executable, source: Any) -> None
     with torch.no_grad():
         wanted = source(torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(executable.logits(ids), wanted, atol=2e-3)
+    return texts
 
 
 def greedy(source: Any, ids: list[int]) -> list[int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from miaotui.compiler.codegen.base import Build
+import onnx_ir as ir
+from miaotui.compiler.artifact import WEIGHTS
+from miaotui.compiler.codegen.base import Backend, Build
 from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
 from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import Target
@@ -21,6 +23,8 @@ from miaotui.driver.meshes import most_stages
 from miaotui.driver.partition import write_plan
 from miaotui.passes.partition.data import batch_problems
 from miaotui.passes.partition.pipeline import chain_of
+from miaotui.runtime.executable import Executable
+from miaotui.runtime.generate.decoder import Decoder
 from miaotui.runtime.parallel.options import ParallelOptions
 from miaotui.runtime.parallel.runner import ParallelModel, ParallelRunner
 from miaotui.runtime.parallel.splitting import cut, joined, spans
@@ -50,8 +54,8 @@ class Cut:
     wiring: EntryPlan
 
     @classmethod
-    def write(cls, program: Program, mesh: Mesh, folder: Path) -> Cut:
-        plan = write_plan(program, mesh, Plain(), Target(), folder)
+    def write(cls, program: Program, mesh: Mesh, folder: Path, backend: Backend | None = None) -> Cut:
+        plan = write_plan(program, mesh, backend or Plain(), Target(), folder)
         return cls(program, folder, plan.entries["main"])
 
     def open(self, entry: str = "main", micro_batches: int = 1) -> ParallelRunner:
@@ -101,6 +105,36 @@ def equals_the_whole_in_every_cut(program: Program, inputs: Arrays, folder: Path
         error = max(error, *(scaled_error(found[name], array) for name, array in wanted.items()))
     assert error < 1e-5
     return error
+
+
+def lowered_program(executable: Executable) -> Program:
+    """What an executable for ONNX Runtime was written from; tensors that lie at one place are one."""
+    manifest, record = executable.manifest, executable.manifest.variants[executable.manifest.default]
+    tensors: dict[int | None, Any] = {}
+    entries = {}
+    for entry, file in record.entries.items():
+        model = ir.load(executable.folder / file)
+        for graph in model.graphs():
+            ir.external_data.set_base_dir(graph, executable.folder / Path(WEIGHTS).parent)
+            for value in graph.initializers.values():
+                if isinstance(tensor := value.const_value, ir.ExternalTensor):
+                    value.const_value = tensors.setdefault(tensor.offset, tensor)
+        entries[entry] = model
+    return Program(entries, dims=dict(manifest.dims), decoding=manifest.decoding)
+
+
+def greedy(cut: Cut, prompt: Sequence[int], count: int) -> list[int]:
+    """Continuation of ``prompt`` with state in the ranks."""
+    decoding = cut.program.decoding
+    assert decoding is not None
+    with cut.open(decoding.entry) as runner:
+        decoder = Decoder(runner, decoding, rows=1)
+        decoder.prefill(0, list(prompt))
+        written = [int(decoder.tokens[0, 0])]
+        while len(written) < count:
+            decoder.step()
+            written.append(int(decoder.tokens[0, 0]))
+        return written
 
 
 def same(found: Mapping[str, np.ndarray[Any, Any]], wanted: Mapping[str, np.ndarray[Any, Any]]) -> None:
