@@ -16,9 +16,7 @@ from ..compiler.parallel.plan import Plan
 from ..compiler.program import Program
 from ..passes.partition.data import batch_problems
 from ..passes.partition.pipeline import chain_of
-
-HEADS = ("num_heads", "q_num_heads")
-"""Attributes of attention that say how many heads there are."""
+from ..passes.partition.tensor import head_problems
 
 _MOST = 64
 """Stages and shards that are looked at for what is near."""
@@ -31,7 +29,7 @@ def refuse_mesh(program: Program, mesh: Mesh, memory: int | None = None) -> None
     """
     entry = "main" if program.decoding is None else program.decoding.entry
     chain = chain_of(program, entry)
-    problems = [*_stages(chain, mesh), *_rows(program, mesh), *_heads(program, mesh)]
+    problems = [*_stages(chain, mesh), *_rows(program, mesh), *head_problems(program, mesh.tp)]
     fits = _fitting(program, entry, chain, memory)
     if not problems and memory is not None and not fits(mesh):
         problems = [_overfull(program, mesh, memory)]
@@ -72,17 +70,6 @@ def most_stages(chain: Chain) -> int:
     return 1 + int(np.isfinite(chain.live[1 : len(chain.seconds)]).sum())
 
 
-def heads_of(program: Program) -> dict[int, list[str]]:
-    """Nodes with attention, by how many heads they have."""
-    found: dict[int, list[str]] = {}
-    for model in program.entries.values():
-        for node in model.graph:
-            count = next((node.attributes.get_int(name, 0) for name in HEADS if name in node.attributes), 0)
-            if count:
-                found.setdefault(count, []).append(str(node.name))
-    return found
-
-
 def _stages(chain: Chain, mesh: Mesh) -> Iterator[Problem]:
     most, nodes = most_stages(chain), len(chain.seconds)
     if mesh.pp > nodes:
@@ -96,14 +83,6 @@ def _stages(chain: Chain, mesh: Mesh) -> Iterator[Problem]:
 
 def _rows(program: Program, mesh: Mesh) -> list[Problem]:
     return batch_problems(program) if mesh.dp > 1 else []
-
-
-def _heads(program: Program, mesh: Mesh) -> Iterator[Problem]:
-    for count, nodes in heads_of(program).items():
-        if count % mesh.tp:
-            more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
-            fact = f"{count} heads of {nodes[0]!r}{more} can't be shared by {mesh.tp} ranks alike"
-            yield Problem("--tp", fact, f"use one of {', '.join(map(str, _divisors(count)))}")
 
 
 def _fitting(program: Program, entry: str, chain: Chain, memory: int | None) -> Callable[[Mesh], bool]:
@@ -142,11 +121,9 @@ def _overfull(program: Program, mesh: Mesh, memory: int) -> Problem:
 
 def _near(program: Program, chain: Chain, mesh: Mesh, fits: Callable[[Mesh], bool]) -> Iterator[Mesh]:
     """The nearest meshes that are possible: of no more devices, and if memory is short, of more."""
-    counts = heads_of(program) or {1: []}
-    shards = [n for n in range(1, min(_MOST, max(counts)) + 1) if not any(count % n for count in counts)]
+    shards = [n for n in range(1, min(_MOST, mesh.tp) + 1) if not head_problems(program, n)]
     stages = range(1, min(most_stages(chain), _MOST) + 1)
     rows = range(1, mesh.dp + 1) if not batch_problems(program) else [1]
-    shards = [n for n in shards if n <= mesh.tp]
     options = sorted(
         (Mesh(*sizes) for sizes in product(rows, stages, shards)), key=lambda m: _distance(m, mesh)
     )
@@ -163,10 +140,6 @@ def _distance(mesh: Mesh, asked: Mesh) -> tuple[int, ...]:
     """Axes that differ, then devices that are lost or added."""
     axes = [(mesh.dp, asked.dp), (mesh.pp, asked.pp), (mesh.tp, asked.tp)]
     return sum(a != b for a, b in axes), abs(mesh.size - asked.size), sum(abs(a - b) for a, b in axes)
-
-
-def _divisors(count: int) -> list[int]:
-    return [n for n in range(1, count + 1) if count % n == 0]
 
 
 def _told(size: int | None) -> str:

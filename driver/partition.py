@@ -27,17 +27,19 @@ from ..compiler.parallel.plan import (
     State,
     Wire,
 )
-from ..compiler.parallel.sharding import stage
+from ..compiler.parallel.sharding import sharding, stage
+from ..compiler.parallel.steps import rank_steps
 from ..compiler.parallel.writing import build_share, written
 from ..compiler.program import Decoding, Program, TensorSpec
 from ..passes.base import PassContext
 from ..passes.partition.data import batch_problems, batch_symbol
 from ..passes.partition.pipeline import PipelineStages
+from ..passes.partition.ranks import rank_programs
+from ..passes.partition.tensor import TensorParallel
 from ..runtime.parallel.version import own_version
 from .meshes import refuse_memory, refuse_mesh
 
 Stages: TypeAlias = dict[int, Segment[int]]
-RankStep: TypeAlias = "ir.Model | Collective"
 
 
 def write_plan(
@@ -51,11 +53,13 @@ def write_plan(
     """Write the lowered ``program`` into ``folder`` as the parts of ``mesh``, and plan.json.
 
     ``memory``: bytes of weights that a rank may have, None for any.
-    Raises: OptionError for a mesh that the program can't be put on, UnsupportedError for tensor shards.
+    Raises: OptionError for a mesh that the program can't be put on, UnsupportedError if shards could share
+    none of its layers.
     """
     refuse_mesh(program, mesh, memory)
     program = program.clone()
     infer_shapes(program)
+    TensorParallel(size=mesh.tp).run(program, PassContext(target))
     PipelineStages(stages=mesh.pp, memory=float(memory or 0) * mesh.tp).run(program, PassContext(target))
     return write_staged(program, mesh, backend, target, folder, memory)
 
@@ -68,13 +72,15 @@ def write_staged(
     Raises: UnsupportedError if its stages can't be run one after the other; as ``write_plan``.
     """
     batch = batch_or_none(program)
-    found = {entry: _segments(program, entry) for entry in program.entries}
+    found = [
+        {entry: _segments(rank, entry) for entry in rank.entries} for rank in rank_programs(program, mesh.tp)
+    ]
     shares = tuple(
-        _share(number, shard, found, program, mesh, backend, target, folder)
+        _share(number, shard, found[shard], program, backend, target, folder)
         for number in range(mesh.pp)
         for shard in range(mesh.tp)
     )
-    entries = {entry: _wiring(program, entry, stages, batch) for entry, stages in found.items()}
+    entries = {entry: _wiring(program, entry, stages, batch) for entry, stages in found[0].items()}
     plan = estimated(program, Plan(own_version(), mesh, entries, shares))
     refuse_memory(plan, memory)
     return written(plan, folder)
@@ -83,17 +89,6 @@ def write_staged(
 def batch_or_none(program: Program) -> str | None:
     """The dimension whose rows replicas and micro-batches share; None if they can't be told apart."""
     return batch_symbol(program) if program.decoding is not None or not batch_problems(program) else None
-
-
-def rank_steps(stage: Program, mesh: Mesh, shard: int) -> Sequence[RankStep]:
-    """What the ranks at ``shard`` run of ``stage``, whose ``main`` it is: models, collectives between them.
-
-    Values keep the names that they have in the whole. Raises: UnsupportedError for tensor shards.
-    """
-    if mesh.tp > 1:
-        fact = f"--tp {mesh.tp}: no pass splits layers over tensor shards yet"
-        raise UnsupportedError("tensor parallel", fact, f"use --pp {mesh.pp * mesh.tp} or --dp instead")
-    return [stage.main]
 
 
 def _segments(program: Program, entry: str) -> Stages:
@@ -110,7 +105,6 @@ def _share(
     shard: int,
     found: Mapping[str, Stages],
     program: Program,
-    mesh: Mesh,
     backend: Backend,
     target: Target,
     folder: Path,
@@ -121,7 +115,7 @@ def _share(
         if number not in stages:
             continue
         order[entry] = []
-        for step in rank_steps(stages[number].program, mesh, shard):
+        for step in rank_steps(stages[number].program):
             if isinstance(step, Collective):
                 order[entry].append(step)
                 continue
@@ -164,12 +158,16 @@ def _wiring(program: Program, entry: str, stages: Stages, batch: str | None) -> 
         for spec in program.outputs(entry)
         if spec.name not in kept_out
     ]
+    whole = {value.name: value for node in program.entries[entry].graph for value in node.outputs}
     wires = []
     for number, segment in sorted(stages.items()):
         for spec in segment.program.outputs():
             targets = tuple(n for n in sorted(read) if n > number and spec.name in read[n])
             if targets:
-                wires.append(Wire(spec, number, targets, batch=_axis(spec, batch)))
+                splits = sharding(whole[spec.name]).splits
+                wires.append(
+                    Wire(spec, number, targets, sharded=next(iter(splits), None), batch=_axis(spec, batch))
+                )
     return EntryPlan(tuple(feeds), tuple(fetches), tuple(wires))
 
 

@@ -36,14 +36,15 @@ def is_over_vocabulary(value: ir.Value) -> bool:
         for node in producer.graph
         if node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0
         for table, ids in [node.inputs[:2]]
-        if table is not None and table.shape is not None and len(table.shape) == 2 and _are_ids(ids)
+        if table is not None and table.shape is not None and len(table.shape) == 2 and are_ids(ids)
     }
 
 
-def _are_ids(value: ir.Value | None, hops: int = _HOPS) -> bool:
+def are_ids(value: ir.Value | None, hops: int = _HOPS) -> bool:
+    """Whether ``value`` is a model input of integers, up to a few operators of ``_IDS``."""
     if value is None or value.const_value is not None:
         return False
     node = value.producer()
     if node is None:
         return value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
-    return hops > 0 and node.op_type in _IDS and any(_are_ids(given, hops - 1) for given in node.inputs)
+    return hops > 0 and node.op_type in _IDS and any(are_ids(given, hops - 1) for given in node.inputs)

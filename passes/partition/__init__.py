@@ -1,1 +1,1 @@
-"""Partitioning: nodes into pipeline stages, values over replicas."""
+"""Partitioning: nodes into pipeline stages, values over replicas, layers over tensor shards."""

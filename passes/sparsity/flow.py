@@ -49,6 +49,7 @@ class Flow:
     ``axes``: by value or, for constants, by node and slot: axis → int32[size], the unit of each element or
     NONE. ``consumers``: products that sum over the units; ``producers``: those whose outputs are units; the
     weight is input 1 of both. ``nodes``: all that were met, in order. ``kept``: bool[units], once chosen.
+    ``edges``: inputs and outputs of the graph where units may be; ``ends``: values whose readers don't count.
     """
 
     rules: Mapping[str, Rule]
@@ -58,6 +59,8 @@ class Flow:
     producers: dict[ir.Node, None] = field(default_factory=dict)
     nodes: dict[ir.Node, None] = field(default_factory=dict)
     kept: Array | None = None
+    edges: frozenset[ir.Value] = frozenset()
+    ends: frozenset[ir.Value] = frozenset()
     _pending: list[ir.Value] = field(default_factory=list)
 
     def follow(self, value: ir.Value, axis: int, units: Array) -> None:
@@ -66,10 +69,12 @@ class Flow:
         while self._pending:
             reached = self._pending.pop()
             maker = reached.producer()
-            if maker is None or reached.is_graph_output():
+            if (maker is None or reached.is_graph_output()) and reached not in self.edges:
                 role = "output" if maker is not None else "input"
                 raise Blocked(f"they are in the {role} {reached.name} of the model")
-            for node in dict.fromkeys((maker, *(usage.node for usage in reached.uses()))):
+            touched = [] if maker is None else [maker]
+            touched += [] if reached in self.ends else [usage.node for usage in reached.uses()]
+            for node in dict.fromkeys(touched):
                 self._visit(node)
 
     def at(self, node: ir.Node, slot: int) -> dict[int, Array]:
