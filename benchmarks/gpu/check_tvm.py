@@ -1,38 +1,38 @@
-"""One run on a machine with an NVIDIA GPU: code of TVM's, compiled by nvcc, proved and timed there.
+"""One run on a machine with an NVIDIA GPU: code of TVM's, compiled by nvcc, proved and timed in ten minutes.
 
-``python benchmarks/gpu/check_tvm.py`` does three things. Kernels: our tensor-core MatMul and attention
-against torch's in float64, timed beside cuBLAS and scaled_dot_product_attention. Golden models: all that the
-backend supports, at two sizes, against torch on the CPU; what it refuses is listed. Latency: MiniLM,
-BERT-base, ResNet-50 and SmolLM2's shape beside ONNX Runtime (CUDA provider, plain export) and torch, eager
-and compiled, in fp32 and fp16, with host arrays in and out. Needs nvcc and
-``pip install 'miaotui[cuda,tvm,torch,huggingface]'``. ``--target cpu`` does the last two without a GPU.
+``python benchmarks/gpu/check_tvm.py`` writes ``results/gpu_tvm.md`` and ``.json`` anew after every row.
+Kernels: our tensor-core MatMul and attention against torch's in float64, beside cuBLAS and
+scaled_dot_product_attention. Golden models in fp32, fp16 and bf16 at two sizes against their framework,
+beside eager torch, tensors on the device; decoders continue text as the framework does. BERT-base, ResNet-50
+and SmolLM2's shape beside ONNX Runtime (miaotui), transformers eager, torch.compile, and the plain export.
+All libraries are compiled side by side from the start. ``--dry`` tries everything that needs no GPU: it
+compiles the kernels for sm_90 if there is nvcc, and runs all else on the CPU. Needs nvcc and
+``pip install 'miaotui[cuda,tvm,torch,keras,huggingface]'``.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import interleave as shared
-import miaotui
-import numpy as np
-from gpu.check_cuda import Case, cases, flat, plain, torch_runs
-from miaotui.compiler.codegen.tvm import cuda
-from miaotui.compiler.codegen.tvm.cuda_listing import with_dynamic
-from miaotui.compiler.codegen.tvm.kernels import Kernel, cuda_attention, cuda_matmul
-from miaotui.compiler.codegen.tvm.target import spelled
-from miaotui.compiler.codegen.tvm.versions import require_tvm
-from miaotui.compiler.errors import CompileError, UnsupportedError
-from miaotui.compiler.options import Target
-from miaotui.runtime.compare import difference, tolerance_for
-from miaotui.runtime.conditions import conditions
-from miaotui.runtime.timing import interleave
+from gpu import check_gpu
+from gpu.check_gpu import DRY, EAGER, OURS, Case, Report, Row, Samples, Setting, compare, reason
 from support.models import MODELS, Golden
+
+TVM = f"{OURS}, tvm"
 
 LAUNCHES = 20
 """Of a kernel between two looks at the clock, so that none waits for the host."""
@@ -46,205 +46,382 @@ MATMULS = ((128, 768, 3072), (2048, 768, 3072), (4096, 4096, 4096), (16, 4096, 4
 ATTENTIONS = ((1, 12, 12, 64, 128, False), (8, 12, 12, 64, 512, False), (1, 32, 8, 128, 2048, True))
 """Batch, heads, heads of keys, size, sequence, causal."""
 
+PROMPT = tuple(range(3, 14))
+"""Tokens that decoders continue."""
 
-def architecture() -> Target:
-    """The GPU's own."""
+NEW = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker compiles: a golden model, ``"bert"`` or ``"resnet"`` of check_gpu. ``target``: of TVM."""
+
+    name: str
+    precision: str
+    target: str
+    tiny: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.precision}"
+
+
+def compiled(job: Job, folder: Path) -> Path:
+    """Compile, and save in ``folder``."""
+    import miaotui
+
+    if job.name in ("bert-base", "resnet-50"):
+        build, inputs = (check_gpu.bert if job.name == "bert-base" else check_gpu.resnet)(job.tiny)
+        module, given = build().eval(), inputs(1)
+    else:
+        module, given = MODELS[job.name].build(), MODELS[job.name].inputs(batch=1)
+    place = folder / str(job).replace(" ", "-")
+    with miaotui.compile(
+        module,
+        given,
+        target=job.target,
+        precision=job.precision,
+        backend="tvm",
+        timing=0.0,
+        verify=False,
+        keep_source=False,
+    ) as executable:
+        executable.save(place)
+    return place
+
+
+@dataclass(slots=True)
+class Builds:
+    """Libraries by job, compiled by as many processes as there are cores; each fails for itself."""
+
+    folder: Path
+    pool: ProcessPoolExecutor
+    jobs: dict[Job, Future[Path]] = field(default_factory=dict)
+
+    def start(self, job: Job) -> None:
+        """Have it compiled."""
+        self.jobs[job] = self.pool.submit(compiled, job, self.folder)
+
+    def wait(self, job: Job) -> Path:
+        """Where it lies, once it is there. Raises: what compiling it raised."""
+        if job not in self.jobs:
+            self.start(job)
+        return self.jobs[job].result()
+
+
+@contextmanager
+def builds() -> Iterator[Builds]:
+    """A pool of fresh processes, ended with what they work at."""
+    workers = max(1, (os.cpu_count() or 2) - 1)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Builds(Path(folder), pool)
+        finally:
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+
+
+def target_of(setting: Setting) -> str:
+    """The GPU's own architecture; the CPU in a dry run."""
+    if setting.device == "cpu":
+        return "cpu"
     import torch
 
     major, minor = torch.cuda.get_device_capability()
-    return Target("cuda", f"sm_{major}{minor}")
+    return f"cuda:sm_{major}{minor}"
 
 
-def built(target: Target, *kernels: Kernel) -> Any:
-    """Functions by kernel name; prints what nvcc made of them."""
-    tvm = require_tvm()
+def precisions_of(setting: Setting) -> tuple[str, ...]:
+    """A CPU has no code for halves."""
+    return ("fp32",) if setting.tiny else ("fp32", "fp16", "bf16")
+
+
+def kernels_of(target: str, *kernels: Any) -> tuple[Any, str]:
+    """Functions by kernel name, and what nvcc made of them, in words."""
+    from miaotui.compiler.codegen.tvm import cuda
+    from miaotui.compiler.codegen.tvm.cuda_listing import with_dynamic
+    from miaotui.compiler.codegen.tvm.target import spelled
+    from miaotui.compiler.codegen.tvm.versions import require_tvm
+    from miaotui.compiler.options import Target
+
+    tvm, wanted = require_tvm(), Target.parse(target)
     module = tvm.IRModule({kernel.name: kernel.function for kernel in kernels})
-    with cuda.ahead_of_time(target) as made:
-        library = tvm.compile(module, tvm.target.Target(spelled(target)))
-    for kernel in with_dynamic(made.kernels, module):
-        print(f"  {kernel}")
-    return library
+    with cuda.ahead_of_time(wanted) as made:
+        library = tvm.compile(module, tvm.target.Target(spelled(wanted)))
+    listed = with_dynamic(made.kernels, module)
+    return library, "; ".join(
+        f"{k.registers} registers, {k.dynamic or 0} bytes shared, {k.spilled} spilled" for k in listed
+    )
 
 
-def timed(label: str, operations: float, runs: Mapping[str, Callable[[], object]]) -> None:
-    """Prints microseconds and TFLOP/s of each, interleaved."""
+@dataclass(frozen=True, slots=True)
+class Kernelled:
+    """One kernel and its peer. ``case``: its sizes.
+
+    ``make``: the kernel's arguments on the device, the last its output, torch's function, float64's result.
+    """
+
+    case: str
+    dtype: str
+    operations: float
+    kernel: Any
+    make: Callable[[], tuple[tuple[Any, ...], Callable[[], object], Any]]
+
+
+def matmuls(dtype: str) -> Iterator[Kernelled]:
+    """All products, plain and with the right factor transposed."""
+    from miaotui.compiler.codegen.tvm.kernels import cuda_matmul
+
+    for rows, inputs, outputs in MATMULS:
+        for turned in (False, True):
+
+            def make(
+                rows: int = rows, inputs: int = inputs, outputs: int = outputs, turned: bool = turned
+            ) -> Any:
+                import torch
+
+                options: dict[str, Any] = {"device": "cuda", "dtype": getattr(torch, dtype)}
+                a, b = torch.randn(rows, inputs, **options), torch.randn(inputs, outputs, **options)
+                y, other = torch.empty(rows, outputs, **options), torch.empty(rows, outputs, **options)
+                right = b.T.contiguous() if turned else b
+                return (a, right, y), lambda: torch.matmul(a, b, out=other), a.double() @ b.double()
+
+            kernel = cuda_matmul.matmul(None, inputs, outputs, dtype, transposed=turned)
+            case = f"{dtype} {rows}x{inputs}x{outputs}{' transposed' if turned else ''}"
+            yield Kernelled(case, dtype, 2.0 * rows * inputs * outputs, kernel, make)
+
+
+def attentions(dtype: str) -> Iterator[Kernelled]:
+    """All attentions."""
+    from miaotui.compiler.codegen.tvm.kernels import cuda_attention
+
+    for batch, heads, kv_heads, size, sequence, causal in ATTENTIONS:
+
+        def make(
+            batch: int = batch, heads: int = heads, kv_heads: int = kv_heads, size: int = size,
+            sequence: int = sequence, causal: bool = causal,
+        ) -> Any:  # fmt: skip
+            import torch
+
+            options: dict[str, Any] = {"device": "cuda", "dtype": getattr(torch, dtype)}
+            q, k, v, y = (
+                torch.randn(batch, n, sequence, size, **options) for n in (heads, kv_heads, kv_heads, heads)
+            )
+            attend = partial(
+                torch.nn.functional.scaled_dot_product_attention,
+                is_causal=causal,
+                enable_gqa=heads != kv_heads,
+            )
+            return (q, k, v, y), lambda: attend(q, k, v), attend(q.double(), k.double(), v.double())
+
+        kernel = cuda_attention.attention(
+            cuda_attention.Heads(heads, kv_heads, size, size), dtype, causal=causal
+        )
+        case = f"{dtype} {batch}x{heads}/{kv_heads}x{sequence}x{size}{' causal' if causal else ''}"
+        operations = 4.0 * batch * heads * sequence * sequence * size / (2 if causal else 1)
+        yield Kernelled(case, dtype, operations, kernel, make)
+
+
+def kernels(report: Report) -> None:
+    """Every shape in both types; in a dry run only compiled."""
+    dry = report.setting.tiny
+    if dry and shutil.which("nvcc") is None:
+        report.add(Row("kernels", "all", TVM, note="no nvcc: not tried"))
+        return
+    for dtype in BOUND:
+        for one in (*matmuls(dtype), *attentions(dtype)):
+            try:
+                library, made = kernels_of("cuda:sm_90" if dry else target_of(report.setting), one.kernel)
+                note = made if dry else f"{made}; {timed(report, one, library[one.kernel.name])}"
+            except Exception as error:
+                note = reason(error)
+            report.add(Row("kernels", one.case, TVM, note=note))
+        if dry:
+            break
+
+
+def timed(report: Report, one: Kernelled, call: Callable[..., object]) -> str:
+    """Proves the kernel, then times it beside torch's; what was proved. Raises: AssertionError."""
     import torch
 
+    given, peer, want = one.make()
+    call(*given)
+    torch.cuda.synchronize()
+    worst = float((given[-1].double() - want).abs().max() / want.abs().max().clamp(min=1.0))
+    proof = f"scaled error {worst:.1e} (bound {BOUND[one.dtype]:g})"
+    assert worst <= BOUND[one.dtype], proof
+
     def many(run: Callable[[], object]) -> Callable[[], None]:
-        def called() -> None:
+        def sample() -> None:
             for _ in range(LAUNCHES):
                 run()
             torch.cuda.synchronize()
 
-        return called
+        return sample
 
-    timings = interleave({name: many(run) for name, run in runs.items()}, 50, seconds=4.0)
-    for name in runs:
-        seconds = timings.latency(name).median / LAUNCHES
-        print(f"  {label:<34} {name:<8} {seconds * 1e6:9.1f} µs {operations / seconds / 1e12:8.1f} TFLOP/s")
+    case = Case("kernels", one.case, LAUNCHES, one.operations * LAUNCHES, "compute")
+    compare(report, case, {TVM: many(lambda: call(*given)), "torch": many(peer)})
+    return proof
 
 
-def proved(label: str, dtype: str, got: Any, want: Any) -> None:
-    """Raises: SystemExit if ``got`` is too far from ``want``, which is float64."""
+def golden(report: Report, made: Builds, precision: str) -> None:
+    """Every golden model that the backend supports, at two sizes; what it refuses is told."""
+    for name, model in MODELS.items():
+        table = f"golden models, {precision}"
+        try:
+            folder = made.wait(Job(name, precision, target_of(report.setting), report.setting.tiny))
+            for row in proved(report, table, model, folder, precision):
+                report.add(row)
+        except Exception as error:
+            report.add(Row(table, name, TVM, note=reason(error)))
+
+
+def proved(report: Report, table: str, model: Golden, folder: Path, precision: str) -> Iterator[Row]:
+    """One model against its framework; timed beside eager torch at its first sizes."""
+    import miaotui
+
+    module = model.build()
+    with miaotui.open(folder) as executable:
+        for sizes in (model.sizes, model.other):
+            inputs = model.inputs(**sizes)
+            found = executable.verify(module, inputs, layers=False)
+            proof = f"scaled error {found.error:.1e} (bound {found.tolerance:g})"
+            case = f"{model.name} {' '.join(f'{k}={v}' for k, v in sizes.items())}"
+            yield Row(table, case, TVM, note=proof if found.ok else f"WRONG: {proof}")
+        if executable.manifest.decoding is not None and executable.manifest.decoding.encoder is None:
+            yield Row(table, f"{model.name}, text", TVM, note=continued(executable, module, precision))
+        if model.framework == "torch":
+            beside_torch(report, table, model, executable, module)
+
+
+def continued(executable: Any, module: Any, precision: str) -> str:
+    """Logits of a prompt through the cached entry against torch's; in fp32 the text is the same."""
     import torch
+    from miaotui.runtime.compare import difference, tolerance_for
 
-    torch.cuda.synchronize()
-    worst = float((got.double() - want).abs().max() / want.abs().max().clamp(min=1.0))
-    print(f"  {label:<34} scaled error {worst:.1e} (limit {BOUND[dtype]:g})")
-    if not worst <= BOUND[dtype]:
-        raise SystemExit(f"{label} is wrong: {worst:.1e}")
-
-
-def check_matmul(target: Target, dtype: str, rows: int, inputs: int, outputs: int, transposed: bool) -> None:
-    import torch
-
-    def random(*shape: int) -> Any:
-        return torch.randn(shape, device="cuda", dtype=getattr(torch, dtype))
-
-    kernel = cuda_matmul.matmul(None, inputs, outputs, dtype, transposed=transposed, tiles=None)
-    label = f"{dtype} {rows}x{inputs}x{outputs}{' transposed' if transposed else ''}"
-    call = built(target, kernel)[kernel.name]
-    a, b, y = random(rows, inputs), random(inputs, outputs), torch.empty_like(random(rows, outputs))
-    given = b.T.contiguous() if transposed else b
-    call(a, given, y)
-    proved(label, dtype, y, a.double() @ b.double())
-    operations = 2.0 * rows * inputs * outputs
-    timed(label, operations, {"torch": lambda: torch.matmul(a, b, out=y), "tvm": lambda: call(a, given, y)})
-
-
-def check_attention(
-    target: Target, dtype: str, batch: int, heads: int, kv_heads: int, size: int, sequence: int, causal: bool
-) -> None:
-    import torch
-
-    def random(count: int) -> Any:
-        return torch.randn((batch, count, sequence, size), device="cuda", dtype=getattr(torch, dtype))
-
-    kernel = cuda_attention.attention(cuda_attention.Heads(heads, kv_heads, size, size), dtype, causal=causal)
-    label = f"{dtype} {batch}x{heads}/{kv_heads}x{sequence}x{size}{' causal' if causal else ''}"
-    call = built(target, kernel)[kernel.name]
-    q, k, v, y = random(heads), random(kv_heads), random(kv_heads), random(heads)
-    call(q, k, v, y)
-    attend = torch.nn.functional.scaled_dot_product_attention
-    options = {"is_causal": causal, "enable_gqa": heads != kv_heads}
-    proved(label, dtype, y, attend(q.double(), k.double(), v.double(), **options))
-    operations = 4.0 * batch * heads * sequence * sequence * size / (2 if causal else 1)
-    runs = {"torch": lambda: attend(q, k, v, **options), "tvm": lambda: call(q, k, v, y)}
-    timed(label, operations, runs)
-
-
-def check_kernels() -> None:
-    """Every shape in both types; the first failure ends the run."""
-    target = architecture()
-    for dtype in BOUND:
-        for shape in MATMULS:
-            for transposed in (False, True):
-                check_matmul(target, dtype, *shape, transposed)
-        for attention in ATTENTIONS:
-            check_attention(target, dtype, *attention)
-
-
-def check_golden(golden: Golden, target: str, precision: str) -> str:
-    """Compiled once with free dimensions, run at two sizes: "proved", or what the backend says against it."""
-    import torch
-
-    module = golden.build()
-    try:
-        executable = miaotui.compile(
-            module, golden.inputs(batch=1), target=target, backend="tvm", precision=precision, verify=False
-        )
-    except UnsupportedError as error:
-        return f"refused: {error.problems[0].fact}"
-    with executable:
-        for sizes in (golden.sizes, golden.other):
-            inputs = golden.inputs(**sizes)
-            with torch.no_grad():
-                expected = flat(module(**{n: torch.from_numpy(a) for n, a in inputs.items()}))
-            outputs, limit = executable.run(inputs), tolerance_for(precision)
-            for (name, got), want in zip(outputs.items(), expected, strict=False):
-                worst = difference(name, np.asarray(got), want.numpy(), limit).scaled
-                if not worst <= limit:
-                    raise SystemExit(
-                        f"{golden.name} {precision} at {dict(sizes)}: {name} is off by {worst:.1e}"
-                    )
-    return "proved"
-
-
-def check_goldens(target: str, precisions: list[str], only: str) -> None:
-    """All golden models of torch; a table of what came of each."""
-    for name, golden in MODELS.items():
-        if golden.framework == "torch" and only in name:
-            for precision in precisions:
-                try:
-                    print(f"  {name:<24} {precision}  {check_golden(golden, target, precision)}", flush=True)
-                except CompileError as error:
-                    print(f"  {name:<24} {precision}  failed: {error}", flush=True)
-
-
-def latencies(name: str, case: Case, precision: str, target: str, seconds: float) -> Iterator[shared.Row]:
-    """One model beside its peers. Raises: SystemExit if it is too far from torch on the CPU."""
-    import torch
-
-    module = case.build().eval()
     with torch.no_grad():
-        expected = [
-            t.numpy() for t in flat(module(**{n: torch.from_numpy(a) for n, a in case.inputs.items()}))
-        ]
-    options: dict[str, Any] = {"target": target, "precision": precision, "dims": case.dims, "verify": False}
-    with tempfile.TemporaryDirectory() as folder, miaotui.compile(
-        module, case.inputs, backend="tvm", **options
-    ) as executable:  # fmt: skip
-        limit = tolerance_for(precision)
-        for got, want in zip(executable.run(case.inputs).values(), expected, strict=False):
-            if not (worst := difference(name, np.asarray(got), want, limit).scaled) <= limit:
-                raise SystemExit(f"{name} {precision} is wrong: {worst:.1e} > {limit:g}")
-        path = Path(folder) / "plain.onnx"
-        shared.plain_export(module, case.inputs, {}, path)
-        runner = executable.runner()
-        arrays = runner.check(case.inputs)
-        device, half = target.partition(":")[0], precision == "fp16" and target != "cpu"
-        runs: dict[str, shared.Run] = {
-            shared.PLAIN: plain(path, case.inputs, f"{device.upper()}ExecutionProvider"),
-            "miaotui, tvm": lambda: runner.run_arrays(arrays),
-            **dict(torch_runs(module, case.inputs, device, half)),
-        }
-        yield from shared.race(f"{name} {precision}", 1, runs, seconds=seconds)
+        found = module(input_ids=torch.tensor([PROMPT]))
+        want = (found if isinstance(found, torch.Tensor) else found[0])[0]
+    off = difference("logits", executable.logits(list(PROMPT)), want.numpy(), tolerance_for(precision))
+    note = f"logits' scaled error {off.scaled:.1e} (bound {off.tolerance:g})"
+    if precision == "fp32":
+        ids = list(PROMPT)
+        for _ in range(NEW):
+            with torch.no_grad():
+                found = module(input_ids=torch.tensor([ids]))
+            ids.append(int((found if isinstance(found, torch.Tensor) else found[0])[0, -1].argmax()))
+        wrote = list(executable.generate(list(PROMPT), max_tokens=NEW).ids)
+        same = wrote == ids[len(PROMPT) :]
+        note += f"; {NEW} greedy tokens {'equal' if same else 'DIFFER'}"
+    return note if off.ok else f"WRONG: {note}"
+
+
+def beside_torch(report: Report, table: str, model: Golden, executable: Any, module: Any) -> None:
+    """Tensors on the device in and out."""
+    import torch
+
+    device, arrays = report.setting.device, model.inputs(**model.sizes)
+    moved = module.to(device)
+    given = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    fed: Any = given if device == "cuda" else arrays
+
+    def waited(run: Callable[[], object]) -> Callable[[], None]:
+        def sample() -> None:
+            with torch.no_grad():
+                run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return sample
+
+    short = replace(report.setting, stretch=0.0)
+    case = Case(table, model.name, float(next(iter(model.sizes.values()))), 0.0, "compute")
+    samples: Samples = {
+        TVM: waited(lambda: executable.run(fed)),
+        f"{EAGER} fp32": waited(lambda: moved(**given)),
+    }
+    kept, report.setting = report.setting, short
+    try:
+        compare(report, case, samples)
+    finally:
+        report.setting = kept
+        module.to("cpu")
+
+
+def whole(report: Report, made: Builds, name: str) -> None:
+    """BERT-base or ResNet-50 of check_gpu with TVM's library beside."""
+    import miaotui
+    import torch
+
+    setting = report.setting
+    precision = "fp32" if setting.tiny else "fp16"
+    executable = miaotui.open(made.wait(Job(name, precision, target_of(setting), setting.tiny)))
+
+    def others(fed: Any) -> Mapping[str, Callable[[], object]]:
+        def sample() -> None:
+            executable.run(fed)
+            if setting.device == "cuda":
+                torch.cuda.synchronize()
+
+        return {TVM: sample}
+
+    with executable:
+        (check_gpu.encoder if name == "bert-base" else check_gpu.cnn)(report, others)
+
+
+def sections(made: Builds) -> dict[str, tuple[float, Callable[[Report], None]]]:
+    """Seconds of each, 570 in all; what is compiled first is looked at first."""
+    return {
+        "kernels": (70, kernels),
+        "bert-base": (70, lambda report: whole(report, made, "bert-base")),
+        "resnet-50": (70, lambda report: whole(report, made, "resnet-50")),
+        "fp32": (80, lambda report: golden(report, made, "fp32")),
+        "fp16": (70, lambda report: golden(report, made, "fp16")),
+        "bf16": (70, lambda report: golden(report, made, "bf16")),
+        "smollm2": (140, lambda report: check_gpu.language(report, "smollm2", backends=("tvm",))),
+    }
+
+
+def start(made: Builds, setting: Setting, names: list[str]) -> None:
+    """Everything that the sections want, in their order."""
+    target, precisions = target_of(setting), precisions_of(setting)
+    for name in ("bert-base", "resnet-50"):
+        if name in names:
+            made.start(Job(name, "fp32" if setting.tiny else "fp16", target, setting.tiny))
+    for precision in precisions:
+        if precision in names:
+            for model in MODELS:
+                made.start(Job(model, precision, target, setting.tiny))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--target", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--part", choices=("kernels", "golden", "latency"), action="append")
-    parser.add_argument("--only", default="", help="models whose name contains this")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), action="append")
-    parser.add_argument("--seconds", type=float, default=12.0, help="time for each race")
-    parser.add_argument("--small", action="store_true", help="race the tests' tiny networks")
-    parser.add_argument("--no-write", action="store_true", help="print the table only")
+    parser.add_argument("--dry", action="store_true", help="what needs no GPU: its structure, no speed")
+    parser.add_argument("--only", default="", help="sections, by comma")
+    parser.add_argument("--models", default="", help="golden models, by comma; all if empty")
+    parser.add_argument("--seconds", type=float, default=580.0, help="bound on everything")
+    parser.add_argument("-o", "--output", type=Path, help="file of the tables, without its suffix")
     chosen = parser.parse_args()
-    parts = chosen.part or (
-        ["golden", "latency"] if chosen.target == "cpu" else ["kernels", "golden", "latency"]
-    )
-    precisions = chosen.precision or (["fp32"] if chosen.target == "cpu" else ["fp32", "fp16"])
-    target = chosen.target if chosen.target == "cpu" else str(architecture())
-    if "kernels" in parts:
-        print("kernels")
-        check_kernels()
-    if "golden" in parts:
-        print("golden models")
-        check_goldens(target, precisions, chosen.only)
-    if "latency" not in parts:
-        return
-    rows = [
-        row
-        for name, case in cases(chosen.small).items()
-        if chosen.only in name
-        for precision in precisions
-        for row in latencies(name, case, precision, target, chosen.seconds)
-    ]
-    if not chosen.no_write:
-        gpu = conditions(Target.parse(chosen.target)).gpu or "no GPU"
-        notes = f"{gpu}. Host arrays in and out. Plain onnxruntime runs the plain fp32 export."
-        shared.write(f"gpu_tvm_{chosen.target}", "TVM's code on CUDA", rows, notes)
+    setting = DRY if chosen.dry else Setting()
+    if models := {part for part in chosen.models.split(",") if part}:
+        for name in set(MODELS) - models:
+            del MODELS[name]
+    with builds() as made:
+        offered = sections(made)
+        if chosen.dry:
+            offered = {name: part for name, part in offered.items() if name not in ("fp16", "bf16")}
+        only = [part for part in chosen.only.split(",") if part]
+        if unknown := set(only) - set(offered):
+            parser.error(f"no sections {', '.join(sorted(unknown))}; there are {', '.join(offered)}")
+        taken = {name: part for name, part in offered.items() if not only or name in only}
+        start(made, setting, list(taken))
+        path = chosen.output or (None if chosen.dry else shared.RESULTS / "gpu_tvm")
+        rows = check_gpu.run(setting, path, taken, chosen.seconds)
+    wrong = [row for row in rows if "WRONG" in row.note or "DIFFER" in row.note]
+    if wrong:
+        raise SystemExit(f"{len(wrong)} rows are wrong: {', '.join(row.case for row in wrong)}")
 
 
 if __name__ == "__main__":

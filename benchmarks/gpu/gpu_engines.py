@@ -30,9 +30,9 @@ class Engine(Protocol):
 class Ours:
     """A compiled folder; ``refusal``: why its steps are not captured, empty if they are."""
 
-    def __init__(self, folder: Path, target: str, precision: str) -> None:
+    def __init__(self, folder: Path, target: str, precision: str, backend: str = "ort") -> None:
         self._exe = miaotui.compile(
-            str(folder), target=target, precision=precision, backend="ort", verify=False, timing=0.0,
+            str(folder), target=target, precision=precision, backend=backend, verify=False, timing=0.0,
             keep_source=False, strict=False,
             # the weights are random: there is nothing to calibrate on
             enable=("quantize-weights{method=rtn}",) if precision == "int4" else (),

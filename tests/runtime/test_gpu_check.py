@@ -97,3 +97,24 @@ def test_a_section_out_of_time_leaves_its_rows_and_the_next_ones_run(
 
 def test_sections_fit_ten_minutes(script: ModuleType) -> None:
     assert sum(seconds for seconds, _ in script.SECTIONS.values()) <= 580
+
+
+def test_tvms_sections_fit_ten_minutes_and_a_job_that_fails_is_a_row(script: ModuleType) -> None:
+    spec = util.spec_from_file_location("check_tvm", SCRIPT.with_name("check_tvm.py"))
+    assert spec is not None and spec.loader is not None
+    path = list(sys.path)
+    sys.path.insert(0, str(SCRIPT.parents[1]))
+    module = sys.modules["check_tvm"] = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+
+    class Failing:
+        def wait(self, job: Any) -> Path:
+            raise ValueError(f"{job} has no rule")
+
+    sections = module.sections(Failing())
+    assert sum(seconds for seconds, _ in sections.values()) <= 580
+    made = report(script)
+    sections["fp32"][1](made)
+    assert {row.case: row.note for row in made.rows}["bert"] == "ValueError: bert fp32 has no rule"
+    assert len(made.rows) == len(module.MODELS)

@@ -156,7 +156,7 @@ class _Writer:
         b.wait_for_copies(1)
         b.barrier()
         for k in range(0, heads.size, MMA):
-            b.load(self.tile_q, (self.warp * MMA, k), self.lane, self.part_q, k // MMA * 8, turn=False)
+            b.load_left(self.tile_q, (self.warp * MMA, k), self.lane, self.part_q, k // MMA * 8, turn=False)
         with b.serial(tiles) as tile:
             b.wait_for_copies(1)
             b.barrier()

@@ -155,7 +155,7 @@ def _write(
             stage = step % t.stages
             for k in range(0, t.depth, MMA):
                 for i in range(down):
-                    b.load(tile_a, (stage, warp_row + i * MMA, k), lane, part_a, i * 8, turn=False)
+                    b.load_left(tile_a, (stage, warp_row + i * MMA, k), lane, part_a, i * 8, turn=False)
                 for j in range(across):
                     n = warp_column + j * MMA
                     place = (stage, n, k) if transposed else (stage, k, n)

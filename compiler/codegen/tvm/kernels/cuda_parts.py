@@ -114,7 +114,9 @@ class Device(Body):
 
         self.ir.evaluate(cuda_func_call(name, *args, source_code=source))
 
-    def load(self, tile: Tile, index: Sequence[Any], lane: Any, into: Any, at: int, *, turn: bool) -> None:
+    def load_left(
+        self, tile: Tile, index: Sequence[Any], lane: Any, into: Any, at: int, *, turn: bool
+    ) -> None:
         """16 × 16 numbers of a tile from ``index`` on into ``into[at:at + 8]``.
 
         Four matrices of 8 × 8: the upper left, lower left, upper right and lower right one, each transposed
