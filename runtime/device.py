@@ -51,7 +51,7 @@ def run_device(ort: Any, session: Any, inputs: Mapping[str, Any], device: str) -
     session.run_with_iobinding(binding)
     binding.synchronize_outputs()
     names = [output.name for output in session.get_outputs()]
-    return {n: _to_dlpack(v, torch) for n, v in zip(names, binding.get_outputs(), strict=True)}
+    return {n: to_torch(v, torch) for n, v in zip(names, binding.get_outputs(), strict=True)}
 
 
 def _from_dlpack(ort: Any, value: Any) -> Any:
@@ -62,11 +62,17 @@ def _from_dlpack(ort: Any, value: Any) -> Any:
     return ort.OrtValue(state.OrtValue.from_dlpack(value.__dlpack__(), str(value.dtype).endswith("bool")))
 
 
-def _to_dlpack(value: Any, torch: Any) -> Any:
+def to_torch(value: Any, torch: Any) -> Any:
+    """An ONNX Runtime value as a torch tensor; itself without torch."""
     if torch is None:
         return value
-    tensor = torch.utils.dlpack.from_dlpack(value._get_c_value().to_dlpack())
+    tensor = view(value, torch)
     return tensor.to(torch.bool) if value.data_type() == "tensor(bool)" else tensor
+
+
+def view(value: Any, torch: Any) -> Any:
+    """The memory of an ONNX Runtime value as a torch tensor; truth values are bytes."""
+    return torch.utils.dlpack.from_dlpack(value._get_c_value().to_dlpack())
 
 
 def is_foreign(spec: TensorSpec) -> bool:

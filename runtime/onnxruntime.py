@@ -6,7 +6,7 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..compiler.manifest import Entry
 from ..compiler.options import Target
 from ..compiler.program import DimRange, TensorSpec
 from ..compiler.reference import Array, Arrays
+from .captured import Captured, foretold, run_tensors
 from .conditions import cores
 from .device import described, is_foreign, on_gpu, run_device, run_values
 from .device_errors import device_failure
@@ -48,8 +49,8 @@ class OnnxRuntimeModel:
 
     ``stepping``: the input of an entry with state that says how many tokens it holds, if the session is to
     run over the device's own memory: it may capture CUDA graphs, and has one more output (``AFTER``), that
-    input plus one. ``weights``: the weight file's path; ``held``: the same file opened before, used if the
-    path is another file by now.
+    input plus one. ``captures``: whether runs of an entry without state may be captured. ``weights``: the
+    weight file's path; ``held``: the same file opened before, used if the path is another file by now.
     """
 
     data: bytes
@@ -61,6 +62,7 @@ class OnnxRuntimeModel:
     held: BinaryIO | None = None
     place: str = "model"
     stepping: str | None = None
+    captures: bool = False
 
     def open(
         self, threads: int | None = None, taps: Sequence[str] = (), *, resting: bool = False
@@ -105,11 +107,15 @@ class OnnxRuntimeRunner(Closing):
         self._names = [output.name for output in self._session.get_outputs()]
         self._tensors = {i.name for i in self._session.get_inputs() if i.type.startswith("tensor(")}
         self._has_foreign = any(map(is_foreign, [*self.inputs, *self.outputs]))
+        plain = model.captures and not taps and not self._has_foreign
+        self._captured: Captured | None = None
+        if plain and foretold(self.inputs, self.outputs) and self.memory.captures:
+            self._captured = Captured(self.memory, self.inputs, self.outputs)
         self._accepted: Form | None = None
 
     def _opened(self, model: OnnxRuntimeModel, data: bytes) -> Any:
         """The session; without CUDA graphs if it refuses them, ``refusal`` says why."""
-        if model.stepping is not None and self.device == "cuda":
+        if (model.stepping is not None or model.captures) and self.device == "cuda":
             capturing = replace(model, settings={**model.settings, CAPTURE: "1"})
             try:
                 return _session(self._ort, capturing, data, self.threads)
@@ -148,8 +154,13 @@ class OnnxRuntimeRunner(Closing):
         """
         stand_ins = {n: v if isinstance(v, np.ndarray) else described(v) for n, v in inputs.items()}
         checked(stand_ins, self.inputs, self._dims)
-        with self._translated() as session:
-            return run_device(self._ort, session, inputs, self.device)
+        if self._captured and (found := run_tensors(self._captured, inputs, self.device)) is not None:
+            return found
+        with self._alone(), self._translated() as session:
+            made = run_device(self._ort, session, inputs, self.device)
+        if self._captured:
+            self._captured.learn(inputs, made)
+        return made
 
     def check(self, inputs: Mapping[str, Any]) -> Arrays:
         """``inputs`` as arrays that fit the signature. Raises: InputError listing every one that does not."""
@@ -168,12 +179,18 @@ class OnnxRuntimeRunner(Closing):
 
     def run_arrays(self, arrays: Arrays) -> Arrays:
         """``run`` without the checks, for inputs that ``check`` returned: what timing measures."""
-        with self._translated() as session:
+        captured = self._captured
+        if captured and (found := captured.run(arrays, self.memory.write, self.memory.read)) is not None:
+            return found
+        with self._alone(), self._translated() as session:
             if self._has_foreign:
                 outputs = run_values(self._ort, session, arrays, self.inputs)
             else:
                 outputs = session.run(None, arrays, self._uncaptured)
-        return dict(zip(self._names, outputs, strict=True))
+        made = dict(zip(self._names, outputs, strict=True))
+        if captured:
+            captured.learn(arrays, made)
+        return made
 
     @cached_property
     def _uncaptured(self) -> Any:
@@ -204,6 +221,10 @@ class OnnxRuntimeRunner(Closing):
         except Exception as error:
             raise translated(error, self._place, self.device) from error
 
+    def _alone(self) -> AbstractContextManager[object]:
+        """While a run of this session is captured, no other one may go on."""
+        return nullcontext() if self._captured is None else self._captured.lock
+
     @contextmanager
     def _translated(self) -> Iterator[Any]:
         session = self._session
@@ -216,7 +237,7 @@ class OnnxRuntimeRunner(Closing):
 
     def close(self) -> None:
         """Free the session."""
-        self._session = None
+        self._session = self._captured = None
         self.__dict__.pop("memory", None)
 
     def _closed(self) -> CompileError:

@@ -66,7 +66,8 @@ class OrtMemory:
     def read(self, buffer: Buffer) -> Array:
         """A copy of a whole buffer, once every run before is over."""
         if buffer.dtype.numpy().isbuiltin == 1:
-            return np.asarray(buffer.owner.numpy())
+            found = np.asarray(buffer.owner.numpy())
+            return found.copy() if self._device == "cpu" else found
         # numpy has no name for bfloat16: as 16-bit integers by a view of the same memory
         bits = self.empty(buffer.shape, ir.DataType.UINT16)
         shape = (buffer.nbytes // 2,)

@@ -109,9 +109,8 @@ def _onnxruntime(artifact: Artifact, record: Variant, entry: str, signature: Ent
     from .onnxruntime import OnnxRuntimeModel
 
     weights, decoding = artifact.weights(), artifact.manifest.decoding
-    on_device = (
-        decoding is not None and decoding.entry == entry and Target.parse(record.target).device != "cpu"
-    )
+    cuda = Target.parse(record.target).device == "cuda"
+    steps = cuda and decoding is not None and decoding.entry == entry
     return OnnxRuntimeModel(
         data=artifact.read(record.entries[entry]),
         signature=signature,
@@ -121,7 +120,8 @@ def _onnxruntime(artifact: Artifact, record: Variant, entry: str, signature: Ent
         weights=None if weights is None else artifact.folder / WEIGHTS,
         held=weights,
         place=place,
-        stepping=decoding.lengths if decoding is not None and on_device else None,
+        stepping=decoding.lengths if decoding is not None and steps else None,
+        captures=cuda and decoding is None,
     )
 
 
