@@ -181,7 +181,10 @@ def _show(summary: dict[str, Any], *, everything: bool) -> None:
 
 
 def _show_kernels(summary: dict[str, Any]) -> None:
-    """Kernels for a GPU: registers of a thread, shared memory of a block, registers that did not fit."""
+    """Kernels for a GPU: registers of a thread, shared memory of a block in bytes, what of registers spilled.
+
+    ``dynamic`` is the shared memory that the host asks for at launch, beside the static.
+    """
     import json
 
     from . import tables
@@ -190,10 +193,10 @@ def _show_kernels(summary: dict[str, Any]) -> None:
         found = json.loads(variant["settings"].get("kernels", "[]"))
         if not found:
             continue
-        made = tables.table("kernel", "arch", ">registers", ">shared", ">spilled", title=name)
+        made = tables.table("kernel", "arch", ">registers", ">shared", ">dynamic", ">spilled", title=name)
         for kernel in found:
-            sizes = (kernel[key] for key in ("registers", "shared", "spilled"))
-            made.add_row(kernel["name"], kernel["arch"], *map(str, sizes))
+            sizes = (kernel[key] for key in ("registers", "shared", "dynamic", "spilled"))
+            made.add_row(kernel["name"], kernel["arch"], *("–" if n is None else str(n) for n in sizes))
         stdout().print()
         tables.put(stdout(), made)
 

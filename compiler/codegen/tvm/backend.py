@@ -56,6 +56,7 @@ class TvmBackend:
         """
         from .compile import compiled
         from .cuda import ahead_of_time
+        from .cuda_listing import with_dynamic
         from .module import module_of
         from .tuning import Tuning
 
@@ -80,7 +81,8 @@ class TvmBackend:
         if tuning is not None:
             settings[TUNING] = json.dumps(tuning.settings(), separators=(",", ":"))
         if device is not None:
-            settings[KERNELS] = json.dumps([asdict(kernel) for kernel in device.kernels])
+            kernels = with_dynamic(device.kernels, lowered.module)
+            settings[KERNELS] = json.dumps([asdict(kernel) for kernel in kernels])
         if target.device == "cpu":
             settings["isa"] = isa_name(target)
         return Build(dict.fromkeys(program.entries, LIBRARY), settings)

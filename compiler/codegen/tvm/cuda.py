@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...errors import CompileError, ToolError
 from ...options import Target
-from .cuda_listing import DeviceKernel, kernels_in
+from .cuda_listing import DeviceKernel, kernels_in, without_dynamic
 from .cuda_runtime import load_runtime
 from .cuda_toolkit import find_nvcc
 from .target import DEFAULT_ARCH, spelled
@@ -65,7 +65,7 @@ def ahead_of_time(target: Target) -> Iterator[Compiled]:
         except CompileError as error:
             failed.append(error)
             raise
-        made.kernels.extend(kernels_in(listing))
+        made.kernels.extend(without_dynamic(kernels_in(listing), code))
         return fatbin
 
     ffi = require_ffi()

@@ -55,6 +55,14 @@ def kernels_in(listing: str) -> list[DeviceKernel]:
     return found
 
 
+def without_dynamic(kernels: Iterable[DeviceKernel], code: str) -> list[DeviceKernel]:
+    """The kernels, those whose CUDA C++ declares no dynamic shared memory with none of it."""
+    parts = code.split('extern "C" __global__ ')
+    names = (re.match(r"void (?:__launch_bounds__\(\d+\) )?(\w+)\(", part) for part in parts[1:])
+    own = {n[1] for n, p in zip(names, parts[1:], strict=True) if n is not None and "extern __shared__" in p}
+    return [k if k.name in own else replace(k, dynamic=0) for k in kernels]
+
+
 def with_dynamic(kernels: Iterable[DeviceKernel], module: Any) -> list[DeviceKernel]:
     """The kernels, those of our own with their dynamic shared memory; ``module``: the IRModule compiled."""
     known = {
