@@ -17,6 +17,7 @@ from .failure import Verb
 from .generate import generate
 from .inspect import inspect
 from .passes import passes
+from .plan import plan
 from .run import run
 from .verify import verify
 
@@ -30,6 +31,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "inspect": inspect,
     "passes": passes,
+    "plan": plan,
     "doctor": doctor,
     "cache": cache,
 }

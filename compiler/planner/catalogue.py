@@ -14,7 +14,7 @@ from ..errors import OptionError, Problem
 
 GIB = float(1 << 30)
 CPU = "cpu-local"
-"""A core of this machine, measured when it is asked for."""
+"""An equal share of this machine, measured when it is asked for: 1xcpu-local is all its cores."""
 
 SEE = "see h100.toml of the catalogue"
 
@@ -83,9 +83,9 @@ def devices(text: str, extra: Iterable[Path] = ()) -> tuple[int, Accelerator]:
     count, name = int(match[1] or 1), match[2].lower()
     known = catalogue(extra)
     if name == CPU:
-        from .measure import local_core
+        from .measure import local_cpu
 
-        return count, local_core(count)
+        return count, local_cpu(count)
     if name not in known:
         fix = f"give one of {', '.join([CPU, *known])}, or a description with --device-file"
         raise OptionError("--devices", f"no device {match[2]!r}", fix)

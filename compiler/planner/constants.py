@@ -51,10 +51,10 @@ class Constants:
     stacks: Mapping[str, Stack]
 
     def on(self, device: Accelerator) -> Constants:
-        """The constants for ``device``: those of rates that were measured are reached as they stand."""
+        """The constants for ``device``: measured rates are reached as they stand, by one token too."""
         if device.kernel is None:
             return self
-        return replace(self, memory=1.0, compute=1.0, link=1.0, kernel=device.kernel)
+        return replace(self, memory=1.0, compute=1.0, half=0.0, link=1.0, kernel=device.kernel)
 
     def stack(self, name: str | None, device: Accelerator) -> Stack:
         """The stack called ``name``, by default the one for ``device``. Raises: OptionError listing all."""

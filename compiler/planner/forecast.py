@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..parallel.mesh import Mesh
 from .load import Load
 from .memory import Memory
-from .steady import Steady, stage_steps, steady
+from .steady import Steady, chunks_of, stage_steps, steady
 from .step import Cost, Work
 
 
@@ -55,8 +54,8 @@ def forecast(
     ttft, tpot = time_to_first(cost, load, state), state.cycle if load.output else 0.0
     rate = state.rate
     if load.output and load.concurrency == 1:
-        # alone, a sequence does not read its prompt and write at a time
-        tpot = steady(cost, replace(load, prompt=1), batch=1.0).cycle
+        # alone, a request reads its prompt first and writes then
+        tpot = _through(cost, Work(decode=1.0, context=load.prompt + load.output / 2, held=1.0))
         rate = load.output / (ttft + (load.output - 1) * tpot)
     stages, size = len(state.steps), cost.mesh.size
     exchanged = sum(step.communication for step in state.steps) / stages + state.send * (stages - 1) / stages
@@ -82,14 +81,17 @@ def time_to_first(cost: Cost, load: Load, state: Steady) -> float:
 
     In a busy replica it first waits for half a step.
     """
-    chunks = math.ceil(load.prompt / state.memory.tokens)
+    chunks = chunks_of(load, state.memory)
     size = load.prompt / chunks
     others = max(state.batch - 1, 0.0) if load.output else 0.0
     held = state.batch * state.running
     work = Work(size, load.prompt / 2, size, others, load.prompt + load.output / 2, held)
-    steps = stage_steps(cost, work)
-    slowest = max(step.seconds for step in steps)
-    through = sum(step.seconds for step in steps) + (len(steps) - 1) * cost.send(work.tokens)
+    slowest = max(step.seconds for step in stage_steps(cost, work))
+    through = _through(cost, work)
     waiting = max(step.seconds for step in state.steps) / 2 if held > 1 else 0.0
-    again = max(through, min(state.running, len(steps)) * slowest) if others else slowest
-    return waiting + through + (chunks - 1) * again
+    return waiting + through + (chunks - 1) * max(through, state.running * slowest)
+
+
+def _through(cost: Cost, work: Work) -> float:
+    """Seconds in which a step goes through all stages."""
+    return sum(step.seconds for step in stage_steps(cost, work)) + (cost.mesh.pp - 1) * cost.send(work.tokens)

@@ -1,4 +1,4 @@
-"""What a core of this machine reaches: how fast it reads, and how fast it multiplies."""
+"""What this machine reaches: how fast its cores read together and alone, and how fast one multiplies."""
 
 from __future__ import annotations
 
@@ -47,17 +47,40 @@ By ``vpdpbusd`` or the like; benchmarks/results/prefill.md has what it reaches o
 THREADS = Link("threads", 10e9, 29e-6)
 """A hop and a sum between threads of one process (benchmarks/results/parallel.md)."""
 
+KERNEL = 2e-6
+"""Seconds of a kernel however small it is: a call, and threads that meet."""
+
+
+def local_cpu(count: int) -> Accelerator:
+    """One of ``count`` equal shares of this machine. Takes about a second, the first time.
+
+    Raises: OptionError if there are fewer cores; ToolError if it can't be measured.
+    """
+    cores = os.cpu_count() or 1
+    if count > cores:
+        fix = f"give at most {cores}x{CPU}, which share the cores"
+        raise OptionError("--devices", f"{count}x{CPU}: this machine has {cores} cores", fix)
+    found = _measured(cores)
+    own = cores / count
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count
+    return Accelerator(
+        name=CPU,
+        title=f"{own:g} of this machine's {cores} cores",
+        memory=memory,
+        reserve=min(0.1 * memory, GIB),
+        bandwidth=min(found["bandwidth"] * own, found["shared"]),
+        rates={"fp32": found["fp32"] * own, "dot8": BLOCKED * found["fp32"] * own},
+        node=count,
+        link=THREADS,
+        network=THREADS,
+        shared=found["shared"],
+        kernel=KERNEL,
+    )
+
 
 @cache
-def local_core(cores: int) -> Accelerator:
-    """One of ``cores`` cores of this machine. Takes about a second.
-
-    Raises: OptionError if the machine has fewer; ToolError if it can't be measured.
-    """
-    present = os.cpu_count() or 1
-    if cores > present:
-        fix = f"give at most {present}x{CPU}"
-        raise OptionError("--devices", f"{cores}x{CPU}: this machine has {present} cores", fix)
+def _measured(cores: int) -> dict[str, float]:
+    """Bytes a second of one core and of all, operations a second of one."""
     single = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM")}
     command = [sys.executable, "-c", _PROBE, str(cores)]
     try:
@@ -65,21 +88,7 @@ def local_core(cores: int) -> Accelerator:
             command, env={**os.environ, **single}, capture_output=True, text=True, check=True, timeout=60
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ToolError(
-            CPU, f"could not be measured: {error}", "plan for a device of the catalogue"
-        ) from error
+        fix = "plan for a device of the catalogue"
+        raise ToolError(CPU, f"could not be measured: {error}", fix) from error
     found: dict[str, float] = json.loads(done.stdout)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / cores
-    return Accelerator(
-        name=CPU,
-        title="a core of this machine",
-        memory=memory,
-        reserve=min(0.1 * memory, GIB),
-        bandwidth=found["bandwidth"],
-        rates={"fp32": found["fp32"], "dot8": BLOCKED * found["fp32"]},
-        node=cores,
-        link=THREADS,
-        network=THREADS,
-        shared=found["shared"],
-        kernel=2e-6,
-    )
+    return found

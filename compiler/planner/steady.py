@@ -9,6 +9,9 @@ from .load import Load
 from .memory import Memory, memory_of
 from .step import Cost, Step, Work
 
+SAMPLES = 32
+"""Samples of a network without tokens that are computed together at most: enough to fill a device."""
+
 
 @dataclass(frozen=True, slots=True)
 class Steady:
@@ -38,8 +41,11 @@ class Steady:
 
 
 def sequences_of(cost: Cost, load: Load, memory: Memory) -> int:
-    """Sequences that a replica has under way at a time."""
-    most = min(memory.sequences, cost.stack.sequences * cost.mesh.pp * cost.spread)
+    """Sequences that a replica has under way at a time; without output, those of one step in each stage."""
+    step = SAMPLES if cost.network.kind == "graph" else cost.stack.sequences
+    if not load.output:
+        step = min(step, max(memory.tokens // load.prompt, 1))
+    most = min(memory.sequences, step * cost.mesh.pp * cost.spread)
     asked = [n for n in (load.concurrency, load.requests) if n is not None]
     return min([most, *(math.ceil(n / cost.mesh.dp) for n in asked)])
 
@@ -68,22 +74,34 @@ def steady(cost: Cost, load: Load, batch: float | None = None) -> Steady:
     slowest = max(step.seconds for step in steps)
     around = sum(step.seconds for step in steps) + (cost.mesh.pp - 1) * send
     cycle = max(around, running * slowest)
-    return Steady(cost.mesh.dp * average / cycle, cycle, batch, running, steps, full, mixing, send, memory)
+    rate = cost.mesh.dp * average * max(load.output, 1) / (steps_of(load, memory) * cycle)
+    return Steady(rate, cycle, batch, running, steps, full, mixing, send, memory)
 
 
 def _mixed(load: Load, memory: Memory, batch: float, held: float) -> tuple[Work, float]:
     """A step that reads prompts too, in chunks, and which share of all steps does."""
-    chunk = float(min(load.prompt, memory.tokens))
-    drip = batch * load.prompt / max(load.output, 1)
+    steps = steps_of(load, memory)
+    chunk = load.prompt / chunks_of(load, memory)
+    drip = batch * load.prompt / steps
     work = Work(
         prompt=max(drip, chunk),
         prompt_context=load.prompt / 2,
         chunk=chunk,
-        decode=batch if load.output else 0.0,
+        decode=batch * max(load.output - 1, 0) / steps,
         context=load.prompt + load.output / 2,
         held=held,
     )
     return work, min(drip / chunk, 1.0)
+
+
+def chunks_of(load: Load, memory: Memory) -> int:
+    """Steps in which a prompt is read."""
+    return math.ceil(load.prompt / memory.tokens)
+
+
+def steps_of(load: Load, memory: Memory) -> int:
+    """Steps of a request: those that read its prompt and give the first token, and one for each further."""
+    return chunks_of(load, memory) + max(load.output - 1, 0)
 
 
 def stage_steps(cost: Cost, work: Work) -> tuple[Step, ...]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from miaotui.compiler.errors import OptionError
+from miaotui.compiler.planner import measure
 from miaotui.compiler.planner.catalogue import accelerator, catalogue, devices
 from miaotui.compiler.planner.constants import fitted
-from miaotui.compiler.planner.measure import local_core
+from miaotui.compiler.planner.measure import local_cpu
 
 MINE = """
 name = "mine"
@@ -87,10 +88,19 @@ def test_devices_that_can_not_be(text: str, fact: str) -> None:
 
 
 def test_this_machine_is_measured() -> None:
-    core = local_core(1)
-    assert 1e9 < core.bandwidth < 1e12
-    assert 1e9 < core.rates["fp32"] < 1e12
-    assert fitted().on(core).memory == 1.0, "what was measured is reached"
+    whole = local_cpu(1)
+    assert 1e9 < whole.bandwidth < 1e13
+    assert 1e9 < whole.rates["fp32"] < 1e14
+    assert fitted().on(whole).memory == 1.0, "what was measured is reached"
+
+
+def test_shares_of_this_machine_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_measured", lambda cores: {"bandwidth": 1e10, "shared": 3e10, "fp32": 1e11})
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    whole, half, quarter = (local_cpu(count) for count in (1, 2, 4))
+    assert (whole.bandwidth, half.bandwidth, quarter.bandwidth) == (3e10, 2e10, 1e10)
+    assert whole.rates["fp32"] == 2 * half.rates["fp32"] == 4e11
+    assert whole.memory == 2 * half.memory
 
 
 def test_an_unknown_stack_names_all() -> None:

@@ -114,6 +114,11 @@ def test_meshes_that_can_not_be_are_told_all_at_once() -> None:
     assert caught.value.problems[0].fix == "give 2 or 4"
 
 
+def test_more_tokens_than_the_model_takes_are_refused() -> None:
+    with pytest.raises(OptionError, match="30 tokens, and 10 written, pass small's 32"):
+        plan(decoder(max_position_embeddings=32), 1, DEVICE, Wish(Load(30, 10)))
+
+
 def test_given_sizes_are_kept() -> None:
     count, device = devices("8xh100")
     planned = plan(NETWORK, count, device, Wish(Load(512, 128), pp=2, tp=2))

@@ -55,7 +55,7 @@ def test_few_requests_are_served_in_whole_rounds() -> None:
 def test_prompts_are_read_in_chunks_that_hold_up_the_others() -> None:
     state = steady(cost(), Load(prompt=640, output=64, concurrency=8))
     assert state.mixing == pytest.approx(8 / 64)
-    quiet = cost().step(Work(decode=8, context=672, held=8)).seconds
+    quiet = cost().step(Work(decode=8 * 63 / 64, context=672, held=8)).seconds
     mixed = state.mixed[0].seconds
     assert state.cycle == pytest.approx(quiet + (mixed - quiet) / 8)
 
