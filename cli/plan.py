@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -160,8 +161,10 @@ def _simulated(planned: Planned, *, wanted: bool, needed: bool) -> Simulation | 
 
     if not wanted:
         return None
+    best = planned.best
+    load = replace(planned.wish.load, concurrency=best.concurrency)
     try:
-        return simulate(planned.cost(planned.best.mesh), planned.wish.load, planned.best.micro_batch)
+        return simulate(planned.cost(best.mesh), load, best.micro_batch)
     except ToolError as error:
         if needed:
             raise

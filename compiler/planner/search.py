@@ -104,7 +104,8 @@ def plan(
         raise OptionError("--goal cost", "needs a price", "give --price, dollars of a device's hour")
     wish = replace(wish, price=price)
     if network.context is not None and wish.load.length > network.context:
-        fact = f"{wish.load.prompt} tokens, and {wish.load.output} written, pass {network.name}'s {network.context}"
+        tokens = f"{wish.load.prompt} tokens, and {wish.load.output} written"
+        fact = f"{tokens}, pass {network.name}'s {network.context}"
         raise OptionError("--prompt", fact, "give less, or a smaller --output")
     check(network, Mesh(wish.dp or 1, wish.pp or 1, wish.tp or 1), devices)
     most = devices if wish.load.concurrency is None else wish.load.concurrency

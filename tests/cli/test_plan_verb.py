@@ -51,6 +51,13 @@ def test_json_holds_every_prediction(call: Call, llama: Path) -> None:
     assert found["simulated"]["rate"] == pytest.approx(best["rate"], rel=0.05)
 
 
+def test_what_is_simulated_is_what_was_chosen(call: Call, llama: Path) -> None:
+    found = planned(call, llama, "--devices", "8xh100", "--max-tpot", "40", "--precision", "fp8")
+    assert found["plans"][0]["tpot_seconds"] <= 0.04
+    assert found["simulated"]["tpot_seconds"]["p50"] <= 0.04
+    assert found["simulated"]["rate"] == pytest.approx(found["plans"][0]["rate"], rel=0.1)
+
+
 def test_cost_is_of_the_tokens_that_are_written(call: Call, llama: Path) -> None:
     best = planned(call, llama / "config.json", "--devices", "8xh100", "--goal", "cost", "--price", "3.6")[
         "plans"
