@@ -32,7 +32,7 @@ def test_one_kernel_takes_any_number_of_rows_and_adds_a_bias() -> None:
     weight, random = sparse_weight(40, 33, 0.4), np.random.default_rng(1)
     bias = random.standard_normal(40, dtype=np.float32)
     run = Compiled(sparse.matmul(ir.Tensor(weight.T.copy()), None, cpu(), bias=True, activation="relu"))
-    for rows in (1, 2, 4, 7, 16, 23):
+    for rows in (1, 7, 8, 16, 31):
         x = random.standard_normal((rows, 33), dtype=np.float32)
         (y,) = run([x, bias], (rows, 40))
         assert scaled(y, np.maximum(x @ weight.T + bias, 0)) < BOUND

@@ -90,6 +90,20 @@ class Body:
         lanes = f"int32x{count // 4}" if count > 4 else "int32"
         return tirx.reinterpret(lanes, buffer.vload(list(index), f"{buffer.dtype}x{count}"))
 
+    def load(self, buffer: Any, lanes: int, *index: Any) -> Any:
+        """A vector of ``lanes`` numbers from ``index`` on."""
+        if isinstance(buffer, Registers):
+            buffer, index = buffer.row(index[:-1]), index[-1:]
+        return buffer.vload(list(index), f"{buffer.dtype}x{lanes}")
+
+    def put(self, buffer: Any, vector: Any, lanes: int, *index: Any) -> None:
+        """A vector of ``lanes`` numbers stored from ``index`` on."""
+        from tvm import tirx
+
+        if isinstance(buffer, Registers):
+            buffer, index = buffer.row(index[:-1]), index[-1:]
+        self.ir.buffer_store(buffer, vector, [*index[:-1], tirx.Ramp(index[-1], 1, lanes)])
+
     def fill(self, buffer: Any, value: float) -> None:
         """Every number of a local array; its last dimension is a vector."""
         *outer, lanes = (int(n) for n in buffer.shape)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .build import Body
 from .kernel import Cpu
+from .transpose import SIDE, transpose
+
+SQUARES = (8, 16)
+"""Groups that are turned in registers."""
 
 Input: TypeAlias = Callable[[int, Any], Any]
 """Of row g of a group, input k."""
@@ -27,7 +31,7 @@ def sizes(rows: int | None, cpu: Cpu, most: int = 16) -> tuple[int, ...]:
     """
     most = most if cpu.lanes == 16 else 4
     if rows is None:
-        return (most, 4, 1) if most > 4 else (4, 1)
+        return (most, most // 2, 4, 1) if most > 4 else (4, 1)
     return tuple(g for g in (most if rows >= most else 0, rows % most) if g)
 
 
@@ -39,24 +43,25 @@ def tasks(size: int, tiles: int, cpu: Cpu) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """x[count, inputs] and how its rows go; ``turned``: [groups, inputs, group] of the widest group."""
+    """x[count, inputs] and how its rows go; ``turned``: group → [groups, inputs, group] of the wide ones."""
 
     b: Body
     x: Any
     count: Any
     sizes: Sequence[int]
-    turned: Any
+    turned: Mapping[int, Any]
 
     @classmethod
     def of(cls, b: Body, x: Any, rows: int | None, count: Any, inputs: int, cpu: Cpu) -> Rows:
-        """Writes the loop that lays an input of all rows of a group in one place, for the widest group."""
+        """Writes the loops that lay an input of all rows of a group in one place, for wide groups."""
         found = sizes(rows, cpu)
-        wide, turned = found[0], None
-        if wide > 1:
-            turned = b.scratch(count // wide, inputs, wide)
-            with b.parallel(count // wide) as i, b.serial(inputs) as k:
-                for g in range(wide):
-                    b.store(turned, x[i * wide + g, k], i, k, g)
+        turned = {}
+        done: Any = 0
+        for group in found:
+            turns = (count - done) // group
+            if group > 1 and (group == found[0] or group in SQUARES):
+                turned[group] = _turned(b, x, (done, turns), inputs, group, cpu)
+            done = done + turns * group
         return cls(b, x, count, found, turned)
 
     def each(self, write: Callable[[Any, int, Input], None]) -> None:
@@ -69,9 +74,23 @@ class Rows:
             done = done + turns * group
 
     def _input(self, i: Any, first: Any, group: int) -> Input:
-        if group == self.sizes[0] and self.turned is not None:
-            return lambda g, k: self.turned[i, k, g]
+        if group in self.turned:
+            return lambda g, k: self.turned[group][i, k, g]
         return lambda g, k: self.x[first + i * group + g, k]
+
+
+def _turned(b: Body, x: Any, rows: tuple[Any, Any], inputs: int, group: int, cpu: Cpu) -> Any:
+    """[groups, inputs, group]; ``rows``: the first one, and how many groups there are."""
+    first, turns = rows
+    made = b.scratch(turns, inputs, group)
+    squares = inputs // SIDE if group in SQUARES and cpu.lanes == SIDE else 0
+    with b.parallel(turns) as i:
+        with b.serial(squares) as k:
+            transpose(b, x, first + i * group, k * SIDE, made, (i,), group)
+        with b.span(squares * SIDE, inputs) as k:
+            for g in range(group):
+                b.store(made, x[first + i * group + g, k], i, k, g)
+    return made
 
 
 def epilogue(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 
+from ..kernels import norms
+from ..kernels.kernel import Kernel
 from ..lowering import Lowering, Rule, given, normalized
 from . import functions as f
 from .broadcast import read
@@ -68,6 +72,9 @@ def _layer_norm(b: Lowering, node: ir.Node) -> Any:
     first = normalized(node.attributes.get_int("axis", -1), len(b.shape(source)))
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     wants = len([o for o in node.outputs if o.uses() or o.is_graph_output()]) > 1
+    if not wants and _goes_by_rows(b, source, first, others):
+        kernel = partial(norms.layer_norm, epsilon=epsilon, bias=len(others) > 1)
+        return _by_rows(b, source, others, kernel)
     return moments(b, source, [b.value(v) for v in others], first, epsilon, mean=True, statistics=wants)
 
 
@@ -75,7 +82,29 @@ def _rms_norm(b: Lowering, node: ir.Node) -> Any:
     source, scale = b.value(node.inputs[0]), given(node, 1)
     first = normalized(node.attributes.get_int("axis", -1), len(b.shape(source)))
     epsilon = node.attributes.get_float("epsilon", 1e-5)
+    if scale is not None and _goes_by_rows(b, source, first, [scale]):
+        return _by_rows(b, source, [scale], partial(norms.rms_norm, epsilon=epsilon))
     return moments(b, source, [] if scale is None else [b.value(scale)], first, epsilon, mean=False)
+
+
+def _goes_by_rows(b: Lowering, source: Any, axis: int, affine: Sequence[ir.Value]) -> bool:
+    """Whether a kernel of ours takes it: float32, the last axis, whose size is known."""
+    *lead, columns = b.shape(source)
+    if b.cpu is None or axis != len(lead) or source.ty.dtype != "float32" or not isinstance(columns, int):
+        return False
+    return all(v.dtype == ir.DataType.FLOAT and b.shape(b.value(v)) == [columns] for v in affine)
+
+
+def _by_rows(b: Lowering, source: Any, affine: Sequence[ir.Value], kernel: Callable[..., Kernel]) -> Any:
+    """What a kernel over rows gives. ``kernel(rows, columns, cpu)``: rows are None if only running tells."""
+    *lead, columns = shape = b.shape(source)
+    rows: Any = math.prod(lead)
+    made = kernel(rows if isinstance(rows, int) else None, columns, b.cpu)
+    flat = (
+        source if len(lead) == 1 else b.emit(b.relax.op.reshape(source, b.relax.ShapeExpr([rows, columns])))
+    )
+    found = b.call(made.function, [flat, *map(b.value, affine)], [rows, columns], "float32")
+    return found if len(lead) == 1 else b.emit(b.relax.op.reshape(found, b.relax.ShapeExpr(shape)))
 
 
 def moments(
