@@ -10,7 +10,8 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from ..compiler.codegen.base import Backend
-from ..compiler.errors import UnsupportedError
+from ..compiler.errors import InternalError, UnsupportedError
+from ..compiler.ir.check_sharding import sharding_problems
 from ..compiler.ir.cut import Segment, cut
 from ..compiler.ir.shapes import infer_shapes
 from ..compiler.options import Target
@@ -29,7 +30,7 @@ from ..compiler.parallel.plan import (
 )
 from ..compiler.parallel.sharding import sharding, stage
 from ..compiler.parallel.steps import rank_steps
-from ..compiler.parallel.writing import build_share, written
+from ..compiler.parallel.writing import build_share, write_annotated, written
 from ..compiler.program import Decoding, Program, TensorSpec
 from ..passes.base import PassContext
 from ..passes.partition.data import batch_problems, batch_symbol
@@ -71,6 +72,7 @@ def write_staged(
 
     Raises: UnsupportedError if its stages can't be run one after the other; as ``write_plan``.
     """
+    _check(program, mesh)
     batch = batch_or_none(program)
     found = [
         {entry: _segments(rank, entry) for entry in rank.entries} for rank in rank_programs(program, mesh.tp)
@@ -83,7 +85,15 @@ def write_staged(
     entries = {entry: _wiring(program, entry, stages, batch) for entry, stages in found[0].items()}
     plan = estimated(program, Plan(own_version(), mesh, entries, shares))
     refuse_memory(plan, memory)
+    write_annotated(program, mesh, folder)
     return written(plan, folder)
+
+
+def _check(program: Program, mesh: Mesh) -> None:
+    """Raise InternalError if annotations contradict themselves."""
+    for entry, model in program.entries.items():
+        if found := sharding_problems(model, mesh):
+            raise InternalError(f"entry {entry!r} is annotated wrongly: {'; '.join(map(str, found[:5]))}")
 
 
 def batch_or_none(program: Program) -> str | None:

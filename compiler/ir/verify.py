@@ -8,6 +8,7 @@ from ..errors import InternalError, Problem
 from ..program import Program
 from .check_nodes import operator_problems
 from .check_shapes import inference_problems
+from .check_sharding import sharding_problems
 from .check_structure import structure_problems
 
 _SHOWN = 20
@@ -30,11 +31,14 @@ def problems(model: ir.Model, inference: bool = True) -> list[Problem]:
 
 
 def verify(program: Program, after: str = "", inference: bool = True) -> None:
-    """Check every entry of ``program``. Raises: InternalError listing the problems, naming pass ``after``."""
+    """Check every entry of ``program``, and where it is partitioned its annotations.
+
+    Raises: InternalError listing the problems, naming pass ``after``.
+    """
     found = [
         Problem(f"{entry}: {p.place}" if len(program.entries) > 1 else p.place, p.fact, p.fix)
         for entry, model in program.entries.items()
-        for p in problems(model, inference=inference)
+        for p in (*problems(model, inference=inference), *_partition_problems(program, model))
     ]
     if not found:
         return
@@ -43,3 +47,7 @@ def verify(program: Program, after: str = "", inference: bool = True) -> None:
     if len(found) > _SHOWN:
         lines.append(f"... and {len(found) - _SHOWN} more")
     raise InternalError(f"{where}the program is not well-formed ({len(found)} problems)\n" + "\n".join(lines))
+
+
+def _partition_problems(program: Program, model: ir.Model) -> list[Problem]:
+    return [] if program.mesh is None else sharding_problems(model, program.mesh)

@@ -12,11 +12,17 @@ from ..artifact import record_file, walk_files
 from ..codegen.base import Backend
 from ..codegen.onnxruntime.state import SETTING, is_in_place
 from ..errors import UnsupportedError
+from ..ir.protos import proto_without_weights
 from ..manifest import Entry
 from ..options import Target
 from ..program import Decoding, Program, StateTensor
 from ..weights import WeightStore, stored_bytes
+from .devices import write_devices
+from .mesh import Mesh
 from .plan import PLAN, Part, Plan
+
+ANNOTATED = "annotated"
+"""Folder of the whole program with its stages and shardings, for tools: no worker reads it."""
 
 WEIGHTS = "weights.bin"
 """A share's tensors, in its folder; backends that pack them have a file of their own."""
@@ -104,6 +110,15 @@ def _settings(
     if backend.name == "ort" and state and is_in_place(model, Decoding(0, tuple(state))):
         found[SETTING] = "1"
     return found
+
+
+def write_annotated(program: Program, mesh: Mesh, folder: Path) -> None:
+    """Every entry of the whole program, without its weights, as ONNX whose metadata says what lies where."""
+    (folder / ANNOTATED).mkdir(parents=True)
+    for entry, model in program.entries.items():
+        copy = model.clone()
+        write_devices(copy, mesh)
+        (folder / ANNOTATED / f"{entry}.onnx").write_bytes(proto_without_weights(copy).SerializeToString())
 
 
 def written(plan: Plan, folder: Path) -> Plan:
