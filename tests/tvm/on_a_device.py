@@ -196,6 +196,24 @@ def test_closing_frees_the_device(gpu: Device, tmp_path: Path) -> None:
     assert held <= 1 << 20, "only what TVM keeps for the next run"
 
 
+def test_products_with_what_follows_them_give_what_the_reference_does(tmp_path: Path) -> None:
+    b, kind, random = Builder(), np.float16, np.random.default_rng(2)
+    x = b.input("x", ("batch", 24, 64), FLOAT16)
+    weight = b.weight("w", (random.standard_normal((64, 64)) / 8).astype(kind))
+    bias = b.weight("c", random.standard_normal(64).astype(kind))
+    h = b.op("Gelu", b.op("Add", bias, b.op("MatMul", x, weight)))
+    flat = b.op("Reshape", h, b.weight("flat", np.array([-1, 64], np.int64)))
+    b.output(b.op("Relu", b.op("Gemm", flat, weight, bias, transB=1)), "gemm")
+    b.output(b.op("MatMul", x, b.op("Transpose", h, perm=[0, 2, 1])), "stack")
+    b.output(b.op("MatMul", b.op("Transpose", x, perm=[0, 2, 1]), h), "other stack")
+    program = b.program()
+    inputs = {"x": (random.standard_normal((2, 24, 64)) / 4).astype(kind)}
+    with opened(model(program, tmp_path)) as runner:
+        got = runner.run(inputs)
+    for name, wanted in evaluate(program.main, inputs).items():
+        assert difference(name, got[name], wanted, 4e-3).ok, name
+
+
 @pytest.fixture(scope="module")
 def decoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CudaRunner, TvmRunner]]:
     program, folder = Layers().program(), tmp_path_factory.mktemp("decoder")

@@ -67,6 +67,9 @@ def test_matmul_at_edges_of_tiles(
         pytest.param("bfloat16", Heads(2, 2, 64, 64, first=False), {"causal": True}, 1, 80, 140, marks=slow),
         pytest.param("float16", Heads(2, 2, 16, 16), {"mask": "add", "mask_heads": 2}, 2, 20, 70, marks=slow),
         pytest.param("float16", Heads(2, 1, 16, 16), {"mask": "keep"}, 1, 33, 66, marks=slow),
+        pytest.param(
+            "bfloat16", Heads(1, 1, 16, 16), {"mask": "add", "one_row": True}, 2, 20, 70, marks=slow
+        ),
     ],
 )
 def test_attention_at_edges_of_tiles(
@@ -80,7 +83,8 @@ def test_attention_at_edges_of_tiles(
     v = numbers(dtype, batch, heads.kv_count, keys, heads.value_size)
     masks: dict[str, Array] = {}
     if options.get("mask") == "add":
-        masks["mask"] = numbers(dtype, 1, 2, queries, keys)
+        rows = 1 if options.get("one_row") else queries
+        masks["mask"] = numbers(dtype, batch if rows == 1 else 1, heads.count, rows, keys)
     if options.get("mask") == "keep":
         masks["mask"] = RANDOM.random((batch, 1, queries, keys)) < 0.5
         masks["mask"][:, :, 3] = False

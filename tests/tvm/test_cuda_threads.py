@@ -55,6 +55,41 @@ def test_halves_go_to_tensor_cores() -> None:
     assert {"tensor_matmul_fp16_64x64_64x64x32", "flash_fp16_4x2x16x32_add1"} <= set(names)
 
 
+def test_bias_and_activation_stacks_and_transposed_factors_go_to_tensor_cores_too() -> None:
+    b, kind = Builder(), np.float16
+    x = b.input("x", ("batch", 32, 64), FLOAT16)
+    weight, bias = (
+        b.weight(name, RANDOM.standard_normal(shape).astype(kind))
+        for name, shape in (("w", (64, 64)), ("c", (64,)))
+    )
+    h = b.op("Gelu", b.op("Add", bias, b.op("MatMul", x, weight)))
+    flat = b.op("Reshape", h, b.weight("flat", np.array([-1, 64], np.int64)))
+    g = b.op("Relu", b.op("Gemm", flat, weight, bias, transB=1))
+    scores = b.op("MatMul", x, b.op("Transpose", h, perm=[0, 2, 1]))
+    mask = b.input("mask", ("batch", 1, 1, 32), FLOAT16)
+    a = b.op("Attention", x, h, h, mask, q_num_heads=4, kv_num_heads=4)
+    for name, value in {"g": g, "s": scores, "a": a}.items():
+        b.output(value, name)
+    names = set(kernels_of(b.program()))
+    ours = {name for name in names if name.startswith(("tensor_matmul", "flash"))}
+    assert ours == {
+        "tensor_matmul_fp16_64x64_bias_gelu_64x64x32",
+        "tensor_matmul_fp16_64x64_nk_bias_relu_64x64x32",
+        "tensor_matmul_fp16_64x32_nk_batched_64x64x32",
+        "flash_fp16_4x4x16x16_add1_row",
+    }
+    assert not any("matmul" in name or "gemm" in name or "gelu" in name for name in names - ours), names
+
+
+def test_a_product_that_others_read_keeps_its_result() -> None:
+    b = Builder()
+    x = b.input("x", ("rows", 64), FLOAT16)
+    h = b.op("MatMul", x, b.weight("w", RANDOM.standard_normal((64, 64)).astype(np.float16)))
+    b.output(h, "h")
+    b.output(b.op("Relu", h), "y")
+    assert {"tensor_matmul_fp16_64x64_64x64x32", "relu"} <= set(kernels_of(b.program()))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not shutil.which("nvcc") or not shutil.which("g++"), reason="needs CUDA's headers and g++"

@@ -151,16 +151,17 @@ def _is_vector(value: ir.Value | None, size: int) -> bool:
     return bool(shape) and shape[-1] == size == tensor.size
 
 
-def _only_reader(layer: Layer) -> ir.Node | None:
-    uses = layer.result.uses()
-    if len(uses) != 1 or layer.result.is_graph_output():
+def only_reader(nodes: tuple[ir.Node, ...], result: ir.Value) -> ir.Node | None:
+    """The only node that reads what ``nodes`` compute; None if there are others, or it is an output."""
+    uses = result.uses()
+    if len(uses) != 1 or result.is_graph_output():
         return None
     reader = next(iter(uses)).node
-    return reader if reader.graph is layer.nodes[0].graph else None
+    return reader if reader.graph is nodes[0].graph else None
 
 
 def _biased(layer: Layer) -> Layer:
-    reader = _only_reader(layer)
+    reader = only_reader(layer.nodes, layer.result)
     if reader is None or (reader.domain, reader.op_type) != ("", "Add"):
         return layer
     other = reader.inputs[1] if reader.inputs[0] is layer.result else reader.inputs[0]
@@ -180,9 +181,14 @@ _ACTIVATIONS: dict[str, Callable[[ir.Node], str]] = {
 }
 
 
+def activation_of(node: ir.Node) -> str:
+    """The name of an activation; empty for any other node."""
+    if node.domain != "" or node.op_type not in _ACTIVATIONS:
+        return ""
+    return _ACTIVATIONS[node.op_type](node)
+
+
 def _activated(layer: Layer) -> Layer:
-    reader = _only_reader(layer)
-    if reader is None or reader.domain != "" or reader.op_type not in _ACTIVATIONS:
-        return layer
-    name = _ACTIVATIONS[reader.op_type](reader)
-    return replace(layer, activation=name, nodes=(*layer.nodes, reader)) if name else layer
+    reader = only_reader(layer.nodes, layer.result)
+    name = "" if reader is None else activation_of(reader)
+    return replace(layer, activation=name, nodes=(*layer.nodes, reader)) if reader and name else layer

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ...errors import InternalError
 from ...program import Program, dim_of
+from . import tensor_cores
 from .kernels.kernel import Cpu, Kernel
 from .linear import layer_at, lower
 from .lowering import Lowering, Parameter, dtype_of
@@ -66,6 +67,8 @@ def _function(
         if layer is not None:
             b.bind(layer.result, lower(b, layer, kernels))
             absorbed.update(layer.nodes)
+        elif node not in absorbed and (nodes := _on_tensor_cores(b, node)):
+            absorbed.update(nodes)
         elif node not in absorbed:
             _lower(b, node)
     results = [builder.emit(b.value(v)) for v in graph.outputs if v.name not in kept]
@@ -113,6 +116,16 @@ def _input_size(b: Lowering, dim: Any, name: str) -> Any:
     if key not in b.sizes:
         b.sizes[key] = b.tirx.Var(key if key.isidentifier() else name, "int64")
     return b.sizes[key]
+
+
+def _on_tensor_cores(b: Lowering, node: ir.Node) -> tuple[ir.Node, ...]:
+    """The nodes that a product on tensor cores stands for; none where there is no kernel."""
+    product = None if b.cpu is not None else tensor_cores.product_at(node)
+    found = None if product is None else tensor_cores.lowered(b, product)
+    if product is None or found is None:
+        return ()
+    b.bind(product.result, found)
+    return product.nodes
 
 
 def _lower(b: Lowering, node: ir.Node) -> None:

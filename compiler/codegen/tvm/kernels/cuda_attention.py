@@ -73,6 +73,7 @@ def attention(
     causal: bool = False,
     mask: Mask = "",
     mask_heads: int = 1,
+    one_row: bool = False,
     batch: int | None = None,
     sequence: int | None = None,
     total: int | None = None,
@@ -82,12 +83,14 @@ def attention(
     All of ``dtype``; scores and sums are float32. ``mask``: [batch | 1, 1 | H, S, T], bool for "keep".
     ``scale``: by default 1 / sqrt(D). ``causal``: the last query sees all keys, the one before all but one.
     ``mask_heads``: the mask's second dimension; its first is ``batch`` or, as a variable of its own, 1.
+    ``one_row``: its third is 1, the same for all queries.
     ``batch``, ``sequence`` (S) and ``total`` (T): None is any number. A query that sees no key gives zeros.
     """
-    marks = "_causal" * causal + f"_{mask}{mask_heads}" * bool(mask) + "_rows" * (not heads.first)
+    masked = f"_{mask}{mask_heads}{'_row' * one_row}" * bool(mask)
+    marks = "_causal" * causal + masked + "_rows" * (not heads.first)
     name = f"flash_{DTYPES[dtype]}_{heads.count}x{heads.kv_count}x{heads.size}x{heads.value_size}{marks}"
     factor = (1 / math.sqrt(heads.size) if scale is None else scale) * math.log2(math.e)
-    write = partial(_Writer, heads, factor, causal, mask, mask_heads, (batch, sequence, total))
+    write = partial(_Writer, heads, factor, causal, mask, (mask_heads, one_row), (batch, sequence, total))
     return Kernel(name, device_func(name, dtype, lambda b: write(b).write()))
 
 
@@ -100,12 +103,12 @@ class _Writer:
         factor: float,
         causal: bool,
         mask: Mask,
-        mask_heads: int,
+        masked: tuple[int, bool],
         sizes: tuple[int | None, int | None, int | None],
         b: Device,
     ) -> None:
         self.heads, self.factor, self.causal, self.mask = heads, factor, causal, mask
-        self.mask_heads, self.b = mask_heads, b
+        (self.mask_heads, self.one_row), self.b = masked, b
         names = ("batch", "sequence", "total")
         many, self.queries, self.keys = (
             b.variable(n) if s is None else s for n, s in zip(names, sizes, strict=True)
@@ -116,7 +119,7 @@ class _Writer:
         self.v = b.buffer("v", heads.shape(many, self.keys, kv=True, values=True), b.dtype)
         if mask:
             self.mask_batch = b.variable("mask_batch")
-            shape = (self.mask_batch, mask_heads, self.queries, self.keys)
+            shape = (self.mask_batch, self.mask_heads, 1 if self.one_row else self.queries, self.keys)
             self.given = b.buffer("mask", shape, "bool" if mask == "keep" else b.dtype)
         self.y = b.buffer("y", heads.shape(many, self.queries, kv=False, values=True), b.dtype)
 
@@ -236,7 +239,7 @@ class _Writer:
                 index = (
                     tirx.Select(self.mask_batch > 1, self.each.astype("int64"), b.ir.int64(0)),
                     self.head if self.mask_heads > 1 else 0,
-                    row,
+                    0 if self.one_row else row,
                     key,
                 )
                 if self.mask == "keep":

@@ -33,6 +33,9 @@ class Tiles:
 LARGE, MIDDLE = Tiles(128, 128), Tiles(64, 64)
 SMALL = Tiles(16, 64, 64, 1, 4, 4)
 
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+"""That may follow the product."""
+
 _BLOCKS = 100
 """A GPU of the data center runs about as many blocks at a time, one on each multiprocessor."""
 
@@ -81,7 +84,8 @@ def matmul(
     write = partial(_write, made, rows, (inputs, outputs), transposed, bias, activation, batch)
     marks = "_nk" * transposed + "_bias" * bias + f"_{activation}" * bool(activation)
     shape = f"{made.rows}x{made.columns}x{made.depth}"
-    name = f"tensor_matmul_{DTYPES[dtype]}_{inputs}x{outputs}{marks}_{shape}"
+    many = "" if batch == 1 else "_batched"
+    name = f"tensor_matmul_{DTYPES[dtype]}_{inputs}x{outputs}{marks}{many}_{shape}"
     return Kernel(name, device_func(name, dtype, write))
 
 

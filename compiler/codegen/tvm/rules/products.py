@@ -6,7 +6,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .. import tensor_cores
 from ..lowering import Lowering, Rule, given
 from .broadcast import read
 from .elementwise import HALF
@@ -54,8 +53,7 @@ def _matmul(b: Lowering, node: ir.Node) -> Any:
         left = b.emit(b.relax.op.expand_dims(left, 0))
     if other == 1:
         right = b.emit(b.relax.op.expand_dims(right, 1))
-    found = tensor_cores.product(b, left, right)
-    found = product(b, left, right) if found is None else found
+    found = product(b, left, right)
     if one > 1 and other > 1:
         return found
     *lead, rows, columns = b.shape(found)
