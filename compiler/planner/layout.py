@@ -11,11 +11,20 @@ from ..parallel.mesh import Mesh
 from .network import Network
 
 
-def meshes(network: Network, devices: int) -> Iterator[Mesh]:
-    """Every mesh of at most ``devices`` that the network can be cut for, whether or not it fits memory."""
+def meshes(network: Network, devices: int, replicas: int | None = None) -> Iterator[Mesh]:
+    """Meshes of at most ``devices`` that the network can be cut for, whether or not they fit memory.
+
+    All sizes of stages and ranks; of replicas powers of two and the most there can be, which ``replicas``
+    bounds: each is as good as the other.
+
+    >>> network = Network("x", "graph", 1, 8, 0, 0, 0, 0, 0, 0, 1.0)
+    >>> [mesh.dp for mesh in meshes(network, 7)]
+    [1, 2, 4, 7]
+    """
     for tp in possible_tp(network, devices):
         for pp in range(1, min(devices // tp, network.layers) + 1):
-            for dp in range(1, devices // (tp * pp) + 1):
+            most = devices // (tp * pp) if replicas is None else min(devices // (tp * pp), replicas)
+            for dp in sorted({*(2**power for power in range(most.bit_length())), most}):
                 yield Mesh(dp, pp, tp)
 
 

@@ -108,10 +108,7 @@ def plan(
         fact = f"{tokens}, pass {network.name}'s {network.context}"
         raise OptionError("--prompt", fact, "give less, or a smaller --output")
     check(network, Mesh(wish.dp or 1, wish.pp or 1, wish.tp or 1), devices)
-    most = devices if wish.load.concurrency is None else wish.load.concurrency
-    tried = [
-        mesh for mesh in meshes(network, devices) if wish.allows(mesh) and mesh.dp <= max(most, wish.dp or 1)
-    ]
+    tried = [mesh for mesh in meshes(network, devices, _replicas(wish)) if wish.allows(mesh)]
     found: list[Forecast] = []
     fitting = 0
     for mesh in tried:
@@ -124,6 +121,11 @@ def plan(
         raise _too_slow(network, devices, device, wish, constants, tried)
     found.sort(key=wish.score)
     return Planned(network, device, devices, wish, constants, tuple(found), len(tried), fitting)
+
+
+def _replicas(wish: Wish) -> int | None:
+    """The most replicas that have something to do; as many as are given, if some are."""
+    return wish.load.concurrency if wish.dp is None else wish.dp
 
 
 def _cost(network: Network, device: Accelerator, mesh: Mesh, wish: Wish, constants: Constants) -> Cost:
@@ -157,7 +159,7 @@ def _needed(network: Network, device: Accelerator, wish: Wish, constants: Consta
     """The smallest mesh that fits: first the one of fewest devices, then of fewest stages."""
     size = 1
     while size <= LARGEST:
-        one = (mesh for mesh in meshes(network, size) if mesh.dp == 1 and mesh.size > size // 2)
+        one = (mesh for mesh in meshes(network, size, replicas=1) if mesh.size > size // 2)
         fitting = [
             mesh
             for mesh in one

@@ -126,7 +126,7 @@ def test_without_simpy_the_forecast_stands_and_a_note_says_why(
         (["--devices", "8xh100", "--goal", "cost"], "needs a price"),
         (["--devices", "8xh100", "--precision", "int3"], "'int3' is unknown"),
         (["--devices", "8xh100", "--cache", "int3"], "'int3' is unknown"),
-        (["--devices", "8xh100", "--max-tpot", "1"], "the best of 32 meshes takes"),
+        (["--devices", "8xh100", "--max-tpot", "1"], "the best of 26 meshes takes"),
         (["--devices", "8xh100", "--gantt", "a.jpg"], "is no picture"),
         (["--devices", "8xh100", "--stack", "mine"], "give one of plain"),
     ],
