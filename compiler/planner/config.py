@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ModelError, Problem
+from ..errors import ModelError, Problem, UnsupportedError
 from .network import EXPERT_KERNELS, KERNELS, PER_LAYER_INPUT_KERNELS, Network
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -31,6 +31,18 @@ ENCODERS = ("bert", "roberta", "electra", "mpnet", "albert", "vit", "camembert")
 TIED = ("gpt2", "bloom", "gemma", "gemma2", "gemma3_text")
 """Model types whose configuration ties embedding and head without saying so."""
 
+WHOLE = (
+    "head_dim", "moe_intermediate_size", "n_shared_experts", "shared_expert_intermediate_size",
+    "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "sliding_window",
+    "sliding_window_pattern", *_INNER, *_KV, *_CONTEXT, *_EXPERTS, *_ACTIVE,
+)  # fmt: skip
+"""Fields that are whole numbers where they are given, beside those that have to be."""
+
+LAYERS, SIZES = 10_000, 2**31
+"""No model has more layers, and no field is larger."""
+
+AGAIN = "download it again"
+
 NESTED = ("text_config", "language_config", "llm_config")
 """Where multimodal configurations keep their language model's."""
 
@@ -39,7 +51,7 @@ def network_of(config: Mapping[str, Any], name: str, stored: float | None = None
     """The network of a ``config.json``; ``stored``: bytes of its weights where files say.
 
     Biases and norms, a thousandth of the parameters, are left out. Raises: ModelError listing all fields that
-    are missing or impossible.
+    are missing or impossible; UnsupportedError for an encoder and a decoder together.
 
     >>> config = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 10}
     >>> network_of(config, "tiny").dense
@@ -48,12 +60,18 @@ def network_of(config: Mapping[str, Any], name: str, stored: float | None = None
     for key in NESTED:
         if isinstance(config.get(key), Mapping):
             config = {**config, **config[key]}
+    if config.get("is_encoder_decoder"):
+        fact = "describes an encoder and a decoder, which are not planned together"
+        raise UnsupportedError(f"{name}/config.json", fact, "give a decoder or an encoder alone")
+    _check_types(config, f"{name}/config.json")
     hidden, layers, heads, vocabulary = _sizes(config, name)
     kind = str(config.get("model_type", ""))
     kv_heads = _kv_heads(config, kind, heads)
     width = int(config.get("head_dim") or hidden // heads)
-    _check(f"{name}/config.json", heads, kv_heads, hidden, width)
     experts, active = _first(config, _EXPERTS) or 0, _first(config, _ACTIVE) or 0
+    _check(f"{name}/config.json", heads, kv_heads, hidden, width)
+    if experts and not 1 <= active <= experts:
+        raise ModelError(f"{name}/config.json", f"a token takes {active} of {experts} experts", AGAIN)
     inner = _first(config, _INNER) or 4 * hidden
     narrow = int(config.get("moe_intermediate_size") or inner) if experts else inner
     kv_width, attention = 2 * kv_heads * width, float(hidden * width * (heads + kv_heads) * 2)
@@ -110,6 +128,19 @@ def _sizes(config: Mapping[str, Any], name: str) -> tuple[int, int, int, int]:
     return hidden, layers, heads, vocabulary
 
 
+def _check_types(config: Mapping[str, Any], place: str) -> None:
+    """Raises: ModelError listing the fields that are no whole numbers, or beyond all that exists."""
+    wrong = []
+    for key in (*WHOLE, *(name for names in _NAMES.values() for name in names)):
+        found = config.get(key)
+        if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
+            wrong.append(Problem(f"{place}: {key!r}", f"is {found!r}, not a whole number", AGAIN))
+        elif found is not None and found > (LAYERS if key in _NAMES["layers"] else SIZES):
+            wrong.append(Problem(f"{place}: {key!r}", f"is {found:,}, more than any model has", AGAIN))
+    if wrong:
+        raise ModelError.of(wrong)
+
+
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
         found = config.get(name)
@@ -128,9 +159,9 @@ def _kv_heads(config: Mapping[str, Any], kind: str, heads: int) -> int:
 def _check(place: str, heads: int, kv_heads: int, hidden: int, width: int) -> None:
     wrong = []
     if heads % kv_heads:
-        wrong.append(Problem(place, f"{kv_heads} key heads do not divide {heads} heads", "download it again"))
+        wrong.append(Problem(place, f"{kv_heads} key heads do not divide {heads} heads", AGAIN))
     if not width:
-        wrong.append(Problem(place, f"{heads} heads share {hidden} numbers", "download it again"))
+        wrong.append(Problem(place, f"{heads} heads share {hidden} numbers", AGAIN))
     if wrong:
         raise ModelError.of(wrong)
 
@@ -150,7 +181,7 @@ def _decodes(config: Mapping[str, Any], kind: str) -> bool:
     architectures = " ".join(map(str, config.get("architectures") or ()))
     if "CausalLM" in architectures or "LMHead" in architectures:
         return True
-    return not (any(part in kind for part in ENCODERS) or config.get("is_encoder_decoder"))
+    return not any(part in kind for part in ENCODERS)
 
 
 def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, int | None]:

@@ -107,6 +107,10 @@ def plan(
         tokens = f"{wish.load.prompt} tokens, and {wish.load.output} written"
         fact = f"{tokens}, pass {network.name}'s {network.context}"
         raise OptionError("--prompt", fact, "give less, or a smaller --output")
+    at_once = wish.load.concurrency
+    if at_once is not None and wish.dp is not None and wish.dp > at_once:
+        fact = f"{at_once} requests at a time keep no more than {at_once} replicas busy"
+        raise OptionError(f"--dp {wish.dp}", fact, f"give at most {at_once}, or --concurrency {wish.dp}")
     check(network, Mesh(wish.dp or 1, wish.pp or 1, wish.tp or 1), devices)
     tried = [mesh for mesh in meshes(network, devices, _replicas(wish)) if wish.allows(mesh)]
     found: list[Forecast] = []

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import require
 from .load import Load
 from .memory import memory_of
-from .steady import sequences_of
+from .steady import chunks_of, sequences_of, steps_of
 from .step import Cost, Work
 
 STAGE_STEPS = 20_000
@@ -59,11 +59,12 @@ class Simulation:
 
 @dataclass(slots=True)
 class _Sequence:
-    """One request: tokens read and written so far, and when it was admitted."""
+    """One request: when it was admitted, tokens read and written so far; whether all of it is simulated."""
 
     admitted: float
     read: int = 0
     written: int = 0
+    whole: bool = False
 
 
 @dataclass(slots=True)
@@ -129,16 +130,21 @@ class _Replica:
         """Steps of each micro-batch; without end for a given number of requests."""
         if self.waiting is not None:
             return math.inf
-        wanted = math.ceil(ADMITTED * max(self.load.output, 1) / self.held)
+        reading = self.size * self.load.prompt / (self.memory.tokens * self.cost.spread)
+        own = max(steps_of(self.load, self.memory), reading + self.load.output)
+        wanted = math.ceil(ADMITTED * own / self.held)
         return max(LEAST, min(wanted, STAGE_STEPS // (self.count * len(self.stages))))
 
     def _groups(self) -> list[_Group]:
         """Micro-batches at the beginning: empty, or of sequences that are evenly far advanced."""
         groups = [_Group() for _ in range(self.count)]
         if self.waiting is None and self.load.output:
+            steps, chunks = steps_of(self.load, self.memory), chunks_of(self.load, self.memory)
             for i in range(self.held):
-                written = max(1, int(self.load.output * (i + 0.5) / self.held))
-                groups[i % self.count].sequences.append(_Sequence(-math.inf, self.load.prompt, written))
+                done = int(steps * (i + 0.5) / self.held)
+                read = min(done * math.ceil(self.load.prompt / chunks), self.load.prompt)
+                begun = _Sequence(0.0, read, max(done - chunks + 1, 0))
+                groups[i % self.count].sequences.append(begun)
         return groups
 
     def _micro_batch(self, index: int, group: _Group, steps: float) -> Iterator[Any]:
@@ -164,7 +170,7 @@ class _Replica:
         if self.waiting is not None:
             free = min(free, self.waiting)
             self.waiting -= free
-        group.sequences += [_Sequence(self.env.now) for _ in range(free)]
+        group.sequences += [_Sequence(self.env.now, whole=True) for _ in range(free)]
 
     def _next(self, group: _Group) -> tuple[Work, list[tuple[_Sequence, int]]]:
         """The next step: a token of each sequence that writes, then as much of prompts as a step takes."""
@@ -206,7 +212,8 @@ class _Replica:
         for sequence, size in chunks:
             sequence.read += size
             if sequence.read == self.load.prompt:
-                self.first.append(now - sequence.admitted)
+                if sequence.whole:
+                    self.first.append(now - sequence.admitted)
                 writing.append(sequence)
         for sequence in writing:
             sequence.written += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from miaotui.compiler.errors import ModelError
+from miaotui.compiler.errors import ModelError, UnsupportedError
 from miaotui.compiler.planner.config import network_of
 from support.planning import LLAMA_70B, decoder
 
@@ -54,11 +54,26 @@ def test_latent_attention_caches_its_latent() -> None:
     assert decoder(**sizes).kv_width == 8
 
 
+def test_an_encoder_with_a_decoder_is_refused_not_planned_by_half() -> None:
+    with pytest.raises(UnsupportedError, match="give a decoder or an encoder alone"):
+        decoder(is_encoder_decoder=True)
+
+
 def test_everything_that_is_missing_is_told_at_once() -> None:
     with pytest.raises(ModelError) as caught:
         network_of({"hidden_size": 8}, "m")
     assert [problem.place for problem in caught.value.problems] == ["m/config.json"] * 3
     assert "num_attention_heads" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("head_dim", "x"), ("sliding_window_pattern", -2), ("num_hidden_layers", 10**8), ("vocab_size", 1.5)],
+)
+def test_fields_that_are_no_sizes_are_named(field: str, value: object) -> None:
+    with pytest.raises(ModelError) as caught:
+        decoder(**{field: value})
+    assert caught.value.problems[0].place == f"small/config.json: {field!r}"
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:

@@ -121,8 +121,10 @@ def test_more_tokens_than_the_model_takes_are_refused() -> None:
 
 def test_a_number_of_replicas_that_is_given_is_kept() -> None:
     count, device = devices("8xh100")
-    planned = plan(NETWORK, count, device, Wish(Load(512, 128, concurrency=2), dp=3, precision="fp8"))
+    planned = plan(NETWORK, count, device, Wish(Load(512, 128, concurrency=4), dp=3, precision="fp8"))
     assert {found.mesh.dp for found in planned.forecasts} == {3}
+    with pytest.raises(OptionError, match="give at most 2, or --concurrency 3"):
+        plan(NETWORK, count, device, Wish(Load(512, 128, concurrency=2), dp=3))
 
 
 def test_given_sizes_are_kept() -> None:

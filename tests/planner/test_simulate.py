@@ -61,6 +61,14 @@ def test_a_request_alone_takes_what_the_forecast_says() -> None:
     assert made.rate == pytest.approx(found.rate, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    "load", [Load(512, 1), Load(100_000, 1, concurrency=9), Load(3000, 3, concurrency=40)]
+)
+def test_loads_that_are_nearly_all_prompt_give_the_steady_rate(load: Load) -> None:
+    made = simulate(cost(), load)
+    assert made.rate == pytest.approx(steady(cost(), load).rate, rel=0.15)
+
+
 def test_every_request_is_served_once() -> None:
     made = simulate(cost(mesh=Mesh(pp=2)), Load(10, 7, concurrency=6, requests=25))
     assert made.rate * made.seconds == pytest.approx(25 * 7)
