@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,60 @@ from .work import Status, Travel
 Inbox: TypeAlias = "SimpleQueue[Travel | None]"
 
 
+QUICK = 200e-6
+"""Seconds up to which a stage is run by the thread that ran the one before: a hand-over costs some ten µs."""
+
+
+class Seat:
+    """A rank with its inbox: who hands runs to it may run it itself while nothing waits there.
+
+    ``given`` counts what was put into the inbox, ``done`` what was taken and handed on: where they are equal
+    the rank's own thread sleeps, and only who hands on to it can change that. ``seconds``: its last run's.
+    """
+
+    __slots__ = ("done", "given", "inbox", "next", "rank", "seconds")
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+        self.inbox: Inbox = SimpleQueue()
+        self.next: Seat | None = None
+        self.given = self.done = 0
+        self.seconds = math.inf
+
+    def put(self, travel: Travel) -> None:
+        """Leave a run to the rank's own thread."""
+        self.given += 1
+        self.inbox.put(travel)
+
+    def handle(self, travel: Travel) -> None:
+        """Do the rank's part of a run."""
+        start = time.perf_counter()
+        self.rank.handle(travel)
+        if travel.command is None:
+            self.seconds = time.perf_counter() - start
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether it idles, and what it does takes less than handing it over is worth."""
+        return self.given == self.done and self.seconds < QUICK
+
+    def serve(self, arrived: Callable[[Travel], None]) -> None:
+        """Be the rank's thread: what comes in is handled and handed on, until it is asked to end."""
+        with self.rank.share:
+            while (travel := self.inbox.get()) is not None:
+                self.handle(travel)
+                seat = self.next
+                # others that wait here could run meanwhile: then stages work side by side
+                while seat is not None and seat.is_quick and self.inbox.empty():
+                    seat.handle(travel)
+                    seat = seat.next
+                if seat is None:
+                    arrived(travel)
+                else:
+                    seat.put(travel)
+                self.done += 1
+
+
 class ThreadReplica(Relay):
     """Ranks as threads. One that hangs can't be ended: it is left behind, and ends when what it runs does."""
 
@@ -28,7 +84,7 @@ class ThreadReplica(Relay):
         super().__init__(plan, name, 2 * plan.mesh.pp)
         mesh = self._mesh
         self._statuses = [Status() for _ in range(mesh.size)]
-        self._inboxes: list[Inbox] = [SimpleQueue() for _ in range(mesh.size)]
+        self._seats: list[Seat] = []
         self._boxes: list[SimpleQueue[Any]] = []
         for rank, status in enumerate(self._statuses):
             stage, shard = divmod(rank, mesh.tp)
@@ -37,15 +93,18 @@ class ThreadReplica(Relay):
                 self._boxes += boxes.values()
             group: Group = Alone() if mesh.tp == 1 else QueueGroup(shard, mesh.tp, status, boxes)
             share = ShareRunner(folder, plan, stage, shard, target=target, threads=threads)
-            last = stage == mesh.pp - 1
-            hand_on = self.arrived if last else self._inboxes[rank + mesh.tp].put
-            work = partial(_serve, Rank(share, group, status), self._inboxes[rank], hand_on)
-            threading.Thread(target=work, name=f"{name} {share.place}", daemon=True).start()
+            self._seats.append(Seat(Rank(share, group, status)))
+        for rank, seat in enumerate(self._seats):
+            if rank + mesh.tp < mesh.size:
+                seat.next = self._seats[rank + mesh.tp]
+        for seat in self._seats:
+            work = partial(seat.serve, self.arrived)
+            threading.Thread(target=work, name=f"{name} {seat.rank.share.place}", daemon=True).start()
 
     def launch(self, travels: Sequence[Travel]) -> None:
         """Put each shard's way into its rank's inbox."""
         for travel in travels:
-            self._inboxes[travel.shard].put(travel)
+            self._seats[travel.shard].put(travel)
 
     def statuses(self) -> Sequence[Status]:
         """Of all ranks."""
@@ -55,8 +114,8 @@ class ThreadReplica(Relay):
         """Ask all ranks to end after what they are at."""
         for box in self._boxes:
             box.put(None)
-        for inbox in self._inboxes:
-            inbox.put(None)
+        for seat in self._seats:
+            seat.inbox.put(None)
 
 
 class QueueGroup(ExchangeGroup):
@@ -79,10 +138,3 @@ class QueueGroup(ExchangeGroup):
         if found is None:
             raise WorkerError("collective", "its replica was ended")
         return found
-
-
-def _serve(rank: Rank, inbox: Inbox, hand_on: Callable[[Travel], None]) -> None:
-    with rank.share:
-        while (travel := inbox.get()) is not None:
-            rank.handle(travel)
-            hand_on(travel)
