@@ -26,6 +26,8 @@ _BFLOAT16 = ir.DataType.BFLOAT16.numpy()
 def runtime() -> Any:
     """The module ``tvm_ffi`` with TVM's runtime loaded. Raises: ToolError if one of the two is missing."""
     ffi = require_ffi()
+    # else TVM counts processors in /sys whenever threads are to share a loop, 20 microseconds, and takes half
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
     place = str(runtime_library("libtvm_runtime.so"))
     try:
         ctypes.CDLL(place, ctypes.RTLD_GLOBAL)

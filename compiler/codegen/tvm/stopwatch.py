@@ -77,7 +77,7 @@ class Stopwatch:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1"},
+                env={**os.environ, "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1", "TVM_NUM_THREADS": "1"},
             )
         return self._process
 
