@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from miaotui.compiler.codegen.tvm import threads
 from miaotui.compiler.codegen.tvm.kernels import Kernel
 from miaotui.compiler.codegen.tvm.module import module_of
 from miaotui.compiler.codegen.tvm.pipeline import FUSE, relax_passes
@@ -111,3 +113,18 @@ def test_a_thread_alone_computes_what_the_reference_does(tmp_path: Path) -> None
     arrays = dict(zip(names, [given, *constants, out], strict=True))
     kernel((-(-out.size // THREADS), 1, 1), **arrays)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+
+
+def test_while_a_rule_runs_the_stack_has_frames_but_no_source() -> None:
+    seen = []
+
+    class Asking:
+        def apply(self, function: Any, target: Any, tunable: bool) -> None:
+            seen.extend(inspect.stack())
+
+    threads._Tried(Asking()).apply(None, None, False)
+    own, *_ = (frame for frame in seen if frame.filename == __file__)
+    assert own.frame.f_code.co_name == own.function == "apply" and own.code_context is None
+    names = [frame.function for frame in inspect.stack()]
+    assert [frame.function for frame in seen][-len(names) :] == names
+    assert inspect.stack()[0].code_context is not None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from .schedule import follow
 
@@ -37,9 +40,31 @@ class _Tried:
     def apply(self, function: Any, target: Any, tunable: bool) -> Any:
         """A schedule, or None. The last rule fits every kernel."""
         try:
-            return self._rule.apply(function, target, tunable)
+            with frames_alone():
+                return self._rule.apply(function, target, tunable)
         except Exception:  # dlight's rules raise whatever TVM and Python do
             return None
+
+
+@contextmanager
+def frames_alone() -> Iterator[None]:
+    """``inspect.stack`` without lines of source while it lasts.
+
+    dlight imports TVM's tensor intrinsics when it first wants one: 250 functions in TVMScript, each of which
+    asks for the stack twice, for its frames only. With torch loaded, finding the source of every frame in
+    thousands of modules takes four minutes in all.
+    """
+    with patch.object(inspect, "stack", _frames):
+        yield
+
+
+def _frames(context: int = 0) -> list[inspect.FrameInfo]:
+    """The caller's frames and those around it, as ``inspect.stack`` gives them."""
+    found, frame = [], inspect.currentframe()
+    while frame is not None and (frame := frame.f_back) is not None:
+        code = frame.f_code
+        found.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
+    return found
 
 
 class _Short:
