@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each case")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
     chosen = parser.parse_args()
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count()))  # as the runner does
     require_tvm().get_global_func("runtime.config_threadpool")(1, chosen.threads)
     picked = [c for c in cases() if not chosen.only or any(text in c.name for text in chosen.only)]
     rows = [row for case in picked for row in timed(case, chosen.threads, chosen.seconds)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from miaotui.driver import choice
 from miaotui.driver.decision import Decision, Outcome, decided, read
 from miaotui.runtime.timing import Timings
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 ORDER = ("native", "ort", "tvm", "ort+tvm")
 
 RECORDED: dict[str, dict[str, list[float]]] = {
@@ -71,6 +73,21 @@ def test_where_tvm_loses_it_is_never_kept(model: str, others: tuple[str, ...]) -
     rounds = {name: t for name, t in RECORDED[model].items() if name in (*others, "tvm")}
     if len(rounds) > 1:
         assert kept(rounds) != "tvm"
+
+
+def test_of_the_stored_tables_no_case_that_tvm_loses_goes_to_it() -> None:
+    rows = json.loads((RESULTS / "tvm-sparse.json").read_text("utf-8"))["dense"]["rows"]
+    ours = [row for row in rows if row["name"] == "tvm dense"]
+    ort = {(r["case"], r["threads"]): r["median ms"] for r in rows if r["name"] == "onnxruntime dense"}
+    choices = {}
+    for row in ours:
+        key = row["case"], row["threads"]
+        choices[key] = kept({"ort": [1e3 * ort[key]] * 8, "tvm": [1e3 * row["median ms"]] * 8})
+    lost = [(r["case"], r["threads"]) for r in ours if r["median ms"] >= ort[r["case"], r["threads"]]]
+    won = [(r["case"], r["threads"]) for r in ours if r["low"] > 1.1]
+    assert lost or won
+    assert [key for key in lost if choices[key] != "ort"] == []
+    assert [key for key in won if choices[key] != "tvm"] == []
 
 
 @pytest.mark.parametrize("seed", range(40))

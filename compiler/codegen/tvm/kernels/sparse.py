@@ -26,7 +26,9 @@ LOOK = 64
 """Rows of a weight that tell whether it may be sparse at all."""
 
 DENSE = 0.6
-"""Share of blocks besides zero from which ONNX Runtime's dense product is about as fast at one row."""
+"""Share of blocks besides zero from which a product is taken for dense: time goes by the blocks, and below
+this it is less than that of ONNX Runtime's dense product at any number of rows
+(``benchmarks/results/tvm-kernels.md``)."""
 
 
 class Packed:
