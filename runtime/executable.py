@@ -343,11 +343,12 @@ class Executable(Closing):
         return opened, opened.manifest.default
 
     def _candidate(self, label: str, variant: str, threads: int | None) -> Candidate:
-        weights = self.manifest.files.get(WEIGHTS)
+        sizes = {name: record.size for name, record in self.manifest.files.items()}
+        own = sum(size for name, size in sizes.items() if name.startswith(f"variants/{variant}/"))
         return Candidate(
             label,
             lambda: open_runner(self._artifact, variant, threads=threads, parallel=self._parallel),
-            weights.size if weights else 0,
+            max(own, sizes.get(WEIGHTS, 0)),  # ranks and packed weights lie with their variant
         )
 
     def verify(
