@@ -7,10 +7,11 @@ from typing import Any
 import onnx_ir as ir
 
 from ...compiler.dialect import MIAOTUI
+from ...compiler.ir.constants import is_constant
 from ...compiler.ir.provenance import add_passes, merge_sources
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.parallel.sharding import Sharding, set_sharding, set_stage, stage
-from ..sparsity.flow import rank, size
+from ..sparsity.flow import size
 from .groups import Groups
 from .shares import even_units, sharding_of
 
@@ -40,7 +41,10 @@ def annotate(groups: Groups, step: str) -> None:
                 found = sharding_of({0: even_units(rows, ranks)}, ranks)
                 readers.setdefault(value, {})[node, slot] = found
     for value, slots in readers.items():
-        _annotate_constant(value, slots)
+        if is_constant(value):
+            _annotate_constant(value, slots)
+        else:
+            _take_own(value, slots, step)
     summed = [node for flow in groups.found for node in flow.consumers] + groups.tables
     for node in dict.fromkeys(summed):
         bias = _bias(node)
@@ -49,8 +53,9 @@ def annotate(groups: Groups, step: str) -> None:
         set_sharding(product, Sharding(partial="tp"))
         if bias is not None:
             _add(total, bias)
-    for value in groups.gathered:
-        _meet(value, "AllGather", step, axis=rank(value) - 1)
+    for value, flow in groups.gathered.items():
+        (axis,) = flow.axes[value]
+        _meet(value, "AllGather", step, axis=axis)
 
 
 def _annotate_constant(value: ir.Value, slots: dict[tuple[ir.Node, int], Sharding]) -> None:
@@ -69,6 +74,16 @@ def _annotate_constant(value: ir.Value, slots: dict[tuple[ir.Node, int], Shardin
             made[way] = Rewriter(node).const(tensor, str(value.name))
             set_sharding(made[way], found)
         node.replace_input_with(slot, made[way])
+
+
+def _take_own(value: ir.Value, slots: dict[tuple[ir.Node, int], Sharding], step: str) -> None:
+    """An Identity in front of each who reads its own elements of a value that every rank has all of."""
+    for (node, slot), found in slots.items():
+        own = Rewriter(node).op("Identity", value)
+        own.type, own.shape = value.type, None if value.shape is None else value.shape.copy()
+        set_sharding(own, found)
+        node.replace_input_with(slot, own)
+        add_passes(node, [step])
 
 
 def _bias(node: ir.Node) -> ir.Value | None:

@@ -23,7 +23,10 @@ from .shares import ShareFlow, even_units, units_of
 Key: TypeAlias = "ir.Value | tuple[ir.Node, int]"
 """What a flow knows units of: a value, or a constant as one node reads it."""
 
-PRODUCTS = frozenset({"MatMul", "Gemm", f"{MICROSOFT}MatMulNBits", f"{MICROSOFT}FusedMatMul"})
+SUMMED = frozenset({"MatMul", "Gemm", f"{MICROSOFT}MatMulNBits", f"{MICROSOFT}FusedMatMul"})
+"""Products with weights whose shares can be summed up: what they read is as it is."""
+
+PRODUCTS = SUMMED | {f"{MICROSOFT}MatMulIntegerToFloat"}
 TABLES = frozenset({"Gather", f"{MICROSOFT}GatherBlockQuantized"})
 POINTWISE = frozenset(f"{MICROSOFT}{name}" for name in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu"))
 
@@ -58,37 +61,48 @@ class Groups:
         nodes = tuple(self.graph)
         for node in nodes:
             if form_of(node) is not None:
-                self._try(str(node.name), partial(self._heads, node))
+                self._try(node, "heads", partial(self._heads, node))
         for node in nodes:
-            if operator(node) in PRODUCTS and (node, 1) not in self._held and _reads_a_product(node):
-                self._try(str(node.name), partial(self._channels, node))
+            if operator(node) in SUMMED and (node, 1) not in self._held and _reads_a_product(node):
+                self._try(node, "channels", partial(self._channels, node))
         for value in dict.fromkeys(self.graph.outputs):
             if value not in self.edges and self._is_wide(value):
-                self._try(str(value.name), partial(self._outputs, value))
+                self._try(value, "elements", partial(self._outputs, value))
+        for node in nodes:
+            if operator(node) in PRODUCTS and (node, 1) not in self._held and _has_weight(node):
+                self._try(node, "outputs", partial(self._outputs, node.outputs[0]))
         for node in nodes:
             if operator(node) in TABLES and are_ids(node.inputs[1]):
-                self._try(str(node.name), partial(self._table, node))
+                self._try(node, "rows", partial(self._table, node))
 
-    def _try(self, name: str, take: Callable[[], str]) -> None:
+    def _try(self, place: ir.Node | ir.Value, what: str, take: Callable[[], str]) -> None:
         try:
-            self.hits.append(Note(name, take()))
+            self.hits.append(Note(str(place.name), take()))
         except Blocked as blocked:
-            self.declined.append(Note(name, f"stays whole on every rank: {blocked.reason}"))
+            self.declined.append(Note(str(place.name), f"not split by {what}: {blocked.reason}"))
 
     def _heads(self, node: ir.Node) -> str:
         queries, keys = head_counts(node)
         owners = head_owners(queries, keys, self.ranks)
         if owners is None:
             raise Blocked(f"{queries} query and {keys} KV heads are not {self.ranks} equal shares")
-        units = units_of(owners, owners + 1, self.ranks)
         y = node.outputs[0]
         axis = 1 if rank(y) == 4 else 2
         width = size(y, axis)
         if not isinstance(width, int):
             raise Blocked(f"the width of {y.name} is not known")
-        self._add(self._followed(y, axis, units.repeat(width // queries)))
+        units = units_of(owners, owners + 1, self.ranks).repeat(width // queries)
         kept = max(1, keys // self.ranks)
-        return f"{queries // self.ranks} query and {kept} KV heads of {queries} and {keys} a rank"
+        text = f"{queries // self.ranks} query and {kept} KV heads of {queries} and {keys} a rank"
+        try:
+            self._add(self._followed(y, axis, units))
+        except Blocked as blocked:
+            try:
+                self._gather(y, axis, units)
+            except Blocked:
+                raise blocked from None
+            return f"{text}, gathered"
+        return text
 
     def _channels(self, node: ir.Node) -> str:
         x = node.inputs[0]
@@ -116,14 +130,18 @@ class Groups:
     def _outputs(self, value: ir.Value) -> str:
         axis = rank(value) - 1
         count = size(value, axis)
-        assert isinstance(count, int)
-        ends = frozenset({value})
-        flow = self._followed(value, axis, even_units(count, self.ranks), ends)
+        if not isinstance(count, int) or count < self.least * self.ranks:
+            raise Blocked(f"{count} are fewer than {self.least} for each of {self.ranks} ranks")
+        self._gather(value, axis, even_units(count, self.ranks))
+        return f"{count} outputs over {self.ranks} ranks, gathered"
+
+    def _gather(self, value: ir.Value, axis: int, units: Array) -> None:
+        """Split what makes ``value``, but nobody who reads it. Raises: Blocked."""
+        flow = self._followed(value, axis, units, frozenset({value}))
         if flow.consumers or not flow.producers:
             raise Blocked("no product makes its elements")
         self._hold(flow)
         self.gathered[value] = flow
-        return f"{count} outputs over {self.ranks} ranks, gathered"
 
     def _table(self, node: ir.Node) -> str:
         rows = size(node.inputs[0], 0) if node.inputs[0] is not None else None
@@ -139,7 +157,8 @@ class Groups:
         self, value: ir.Value, axis: int, units: Array, ends: frozenset[ir.Value] = frozenset()
     ) -> ShareFlow:
         """Everything that ``units`` reach. Raises: Blocked if another group holds some of it."""
-        flow = ShareFlow.within(value.graph, self.ranks, self.edges | ends, ends)
+        wholes = frozenset(self.graph.inputs) - self.edges
+        flow = ShareFlow.within(value.graph, self.ranks, self.edges | ends, ends, wholes)
         flow.follow(value, axis, units)
         if taken := [key for key in flow.axes if key in self._held]:
             raise Blocked(f"{_name(taken[0])} is split in another way")

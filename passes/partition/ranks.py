@@ -51,6 +51,8 @@ def rank_model(model: ir.Model, ranks: int, shard: int, cuts: Cuts | None = None
             _look_up_own(node, flow, ranks, shard)
         elif node.domain == MIAOTUI and node.op_type in COLLECTIVES:
             _set_sizes(node, ranks, shard)
+        elif node.op_type == "Identity" and node.domain == "" and _is_whole(node, flow):
+            _take_own(node, flow)
         elif _is_touched(node, flow):
             rule = flow.rules.get(operator(node))
             if rule is not None and rule.cut is not None:
@@ -98,6 +100,23 @@ def _stay(node: ir.Node, at: Rewriter) -> None:
     """New nodes run where ``node`` does."""
     for made in at.made:
         set_stage(made, stage(node))
+
+
+def _is_whole(node: ir.Node, flow: Flow) -> bool:
+    """Whether it makes a share of what is whole."""
+    return bool(flow.at(node, -1)) and not flow.at(node, 0)
+
+
+def _take_own(node: ir.Node, flow: ShareFlow) -> None:
+    """Gather in the place of Identity: this rank's elements of what it has all of."""
+    ((axis, units),) = flow.at(node, -1).items()
+    old, whole, kept = node.outputs[0], node.inputs[0], flow.keeps(units)
+    assert old.shape is not None
+    at = Rewriter(node)
+    own = at.op("Gather", whole, at.const(kept, f"{old.name}.elements"), axis=axis)
+    own.type = old.type
+    own.shape = ir.Shape([len(kept) if a == axis else dim for a, dim in enumerate(old.shape)])
+    at.replace(old, own)
 
 
 def _set_sizes(node: ir.Node, ranks: int, shard: int) -> None:

@@ -81,6 +81,21 @@ def _flat_or(node: ir.Node, slot: int, rows: int, axis: int, units: Array) -> Fo
     yield slot, 0, np.tile(units, rows) if axis else units.repeat(length // rows)
 
 
+def _integers(node: ir.Node, flow: Flow) -> Found:
+    """MatMulIntegerToFloat: its columns are outputs; what it reads was rounded with all its elements."""
+    x, y = rank(node.inputs[X]), rank(node.outputs[0])
+    if x - 1 in flow.at(node, X):
+        raise Blocked(f"MatMulIntegerToFloat {node.name} reads what is rounded by the greatest of them")
+    if y - 1 in (units := flow.at(node, Y)):
+        flow.producers[node] = None
+        for slot in (W, 3, 5, 6):
+            value = node.inputs[slot] if _has(node, slot) else None
+            if value is not None and rank(value) and size(value, rank(value) - 1) != 1:
+                yield slot, rank(value) - 1, units[y - 1]
+    for slot, other in ((X, Y), (Y, X)):
+        yield from ((other, axis, found) for axis, found in flow.at(node, slot).items() if axis != y - 1)
+
+
 def _cut_nbits(node: ir.Node, flow: Flow, at: Rewriter) -> None:
     for slot, name, axis in ((X, "K", rank(node.inputs[X]) - 1), (Y, "N", rank(node.outputs[0]) - 1)):
         if axis in (units := flow.at(node, slot)):
@@ -210,6 +225,7 @@ RULES = {
     "ScatterElements": Rule(_scatter),
     **dict.fromkeys(("And", "Or", "Not", "Round", "Floor", "Ceil", "Sign", "CastLike"), _ALIGNED),
     f"{MICROSOFT}MatMulNBits": Rule(_nbits, _cut_nbits),
+    f"{MICROSOFT}MatMulIntegerToFloat": Rule(_integers),
     f"{MICROSOFT}FusedMatMul": Rule(_fused_matmul),
     f"{MICROSOFT}RotaryEmbedding": LAYERS["RotaryEmbedding"],
     **{f"{MICROSOFT}{name}": _ALIGNED for name in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")},

@@ -25,11 +25,12 @@ class ShareFlow(Flow):
         cls,
         graph: ir.Graph | ir.Function | None,
         ranks: int,
-        edges: frozenset[ir.Value] = frozenset(),
-        ends: frozenset[ir.Value] = frozenset(),
+        edges: frozenset[ir.Value],
+        ends: frozenset[ir.Value],
+        wholes: frozenset[ir.Value],
     ) -> Self:
         """Nothing known yet."""
-        return cls(RULES, graph, edges=edges, ends=ends, ranks=ranks)
+        return cls(RULES, graph, edges=edges, ends=ends, wholes=wholes, ranks=ranks)
 
     @classmethod
     def annotated(cls, graph: ir.Graph, ranks: int, rank: int) -> Self:

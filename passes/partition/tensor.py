@@ -25,9 +25,9 @@ class TensorParallel(Pass):
     A group of units is split if every node that touches it can be; the products that read it then give
     partial sums, behind which an AllReduce stands (Megatron-LM, arXiv 1909.08053). A cache is split with its
     KV heads; where there are fewer of them than ranks, several ranks hold the same one. Quantized weights are
-    split between blocks, tables of ids by rows, tied ones like the logits. What can't be split stays whole on
-    every rank, with a reason. ``vocabulary``: rows of a table, or outputs, that a rank must have for a
-    collective to be worth it.
+    split between blocks, tables of ids by rows, tied ones like the logits. Where what reads them is in the
+    way, what makes them is split and an AllGather joins them. All else stays whole on every rank, with a
+    reason. ``vocabulary``: rows of a table, or outputs, that a rank must have for that to be worth it.
     Raises: OptionError if heads are not equal shares, UnsupportedError if nothing can be split.
     """
 

@@ -49,7 +49,8 @@ class Flow:
     ``axes``: by value or, for constants, by node and slot: axis → int32[size], the unit of each element or
     NONE. ``consumers``: products that sum over the units; ``producers``: those whose outputs are units; the
     weight is input 1 of both. ``nodes``: all that were met, in order. ``kept``: bool[units], once chosen.
-    ``edges``: inputs and outputs of the graph where units may be; ``ends``: values whose readers don't count.
+    ``edges``: inputs and outputs of the graph where units may be; ``ends``: values whose readers don't count;
+    ``wholes``: values of which each reader may take its own elements, as of constants.
     """
 
     rules: Mapping[str, Rule]
@@ -61,6 +62,7 @@ class Flow:
     kept: Array | None = None
     edges: frozenset[ir.Value] = frozenset()
     ends: frozenset[ir.Value] = frozenset()
+    wholes: frozenset[ir.Value] = frozenset()
     _pending: list[ir.Value] = field(default_factory=list)
 
     def follow(self, value: ir.Value, axis: int, units: Array) -> None:
@@ -98,7 +100,8 @@ class Flow:
             value = _value(node, slot)
             if value is None:
                 continue
-            self._mark(value, (node, slot) if slot >= 0 and is_constant(value) else value, axis, units)
+            taken = slot >= 0 and (is_constant(value) or value in self.wholes)
+            self._mark(value, (node, slot) if taken else value, axis, units)
 
     def _mark(self, value: ir.Value, key: ir.Value | tuple[ir.Node, int], axis: int, units: Array) -> None:
         if (units == NONE).all():

@@ -69,18 +69,21 @@ def error(found: Array, wanted: Array) -> float:
     return float(np.abs(found.astype(np.float64) - wanted).max() / max(1.0, np.abs(wanted).max()))
 
 
-def decode_inputs(program: Program) -> dict[str, Array]:
-    """Two rows whose caches hold different numbers of tokens."""
+def inputs_of(program: Program, entry: str) -> dict[str, Array]:
+    """Two rows; of ``decode``, whose caches hold different numbers of tokens."""
+    if entry != "decode":
+        return dict(example_inputs(program, entry, sizes={"batch": 2}))
+    assert program.decoding is not None
     rng = np.random.default_rng(0)
     known: dict[str, Array] = {
-        "input_ids": rng.integers(0, VOCABULARY, (2, 3)),
-        "past_lengths": np.array([4, 2]),
-        "select": np.array([[0, 2], [1, 2]]),
+        program.decoding.tokens: rng.integers(0, VOCABULARY, (2, 3)),
+        program.decoding.lengths: np.array([4, 2]),
+        program.decoding.select: np.array([[0, 2], [1, 2]]),
     }
     sizes = {"batch": 2, "capacity": 16}
     for spec in program.inputs("decode"):
         if spec.name not in known:
-            shape = [sizes[d] if isinstance(d, str) else int(d or 0) for d in spec.shape or ()]
+            shape = [sizes.get(d, 5) if isinstance(d, str) else int(d or 0) for d in spec.shape or ()]
             known[spec.name] = rng.standard_normal(shape).astype(np.float32)
     return known
 
@@ -93,6 +96,7 @@ def decode_inputs(program: Program) -> dict[str, Array]:
         ("llama", 2, "fp32", "group-query-attention"),  # the semantic operators
         ("gpt2", 4, "fp32", ""),  # fused query, key and value, biases, tied tables
         ("gpt2", 2, "int4", ""),  # blocks
+        ("gpt2", 2, "int8", ""),  # rounded by the greatest element: gathered in front of that
         ("falcon", 2, "fp32", ""),  # one KV head, on all ranks
         ("bloom", 2, "fp32", ""),  # a bias for every head
     ],
@@ -102,10 +106,8 @@ def test_ranks_together_give_what_the_whole_gives(family: str, ranks: int, preci
     whole, result = split(program, ranks)
     assert result.changed
     programs = rank_programs(whole, ranks)
-    for entry, inputs in (
-        ("main", example_inputs(program, sizes={"batch": 2, "sequence": 7})),
-        ("decode", decode_inputs(program)),
-    ):
+    for entry in program.entries:
+        inputs = inputs_of(program, entry)
         wanted = evaluate(program.entries[entry], inputs)
         annotated = evaluate(whole.entries[entry], inputs)
         found = simulate(whole, programs, inputs, entry)
@@ -117,10 +119,30 @@ def test_ranks_together_give_what_the_whole_gives(family: str, ranks: int, preci
 @pytest.mark.slow
 def test_an_encoder_and_its_decoder_are_split() -> None:
     program = lowered("t5")
-    whole, _ = split(program, 2)
-    inputs = example_inputs(program, sizes={"batch": 2})
-    wanted, found = evaluate(program.main, inputs), simulate(whole, rank_programs(whole, 2), inputs)
-    assert all(error(found[name], array) < 1e-5 for name, array in wanted.items())
+    whole, result = split(program, 2)
+    # an encoder of 2 layers, a decoder of 2 with keys of its own and of the source, together and by entry
+    assert sum("query" in note.text for note in result.hits) == 12
+    for entry in program.entries:
+        inputs = inputs_of(program, entry)
+        wanted = evaluate(program.entries[entry], inputs)
+        found = simulate(whole, rank_programs(whole, 2), inputs, entry)
+        assert all(error(found[name], array) < 1e-5 for name, array in wanted.items())
+
+
+def test_ranks_take_their_heads_of_keys_that_are_an_input() -> None:
+    rng, b = np.random.default_rng(0), Builder()
+    x, keys = b.input("x", ("batch", "tokens", 12)), b.input("keys", ("batch", "source", 12))
+    into, out = (b.weight(name, rng.standard_normal((12, 12)).astype(np.float32)) for name in ("in", "out"))
+    mixed = b.op("Attention", b.op("MatMul", x, into), keys, keys, q_num_heads=3, kv_num_heads=3)
+    b.output(b.op("MatMul", mixed, out), "y")
+    program = b.program()
+    whole, _ = split(program, 3)
+    inputs = example_inputs(program, sizes={"batch": 2, "tokens": 3, "source": 5})
+    wanted = evaluate(program.main, inputs)["y"]
+    assert error(simulate(whole, rank_programs(whole, 3), inputs)["y"], wanted) < 1e-5
+    assert [note.text for note in TensorParallel(3).run(program, PassContext()).hits] == [
+        "1 query and 1 KV heads of 3 and 3 a rank"
+    ]
 
 
 def test_ranks_hold_their_own_heads_of_the_cache_and_half_of_the_weights() -> None:
@@ -169,7 +191,9 @@ def test_channels_need_not_be_a_multiple_of_the_ranks() -> None:
 
 
 def test_a_model_with_nothing_to_split_is_refused_with_the_reason() -> None:
-    with pytest.raises(UnsupportedError, match=r"none of its layers.*3 channels are less than one for each"):
+    with pytest.raises(
+        UnsupportedError, match=r"none of its layers.*by channels: 3 channels are less than one for each"
+    ):
         split(gated(3), 4)
 
 
@@ -199,9 +223,29 @@ def test_heads_that_are_no_equal_shares_are_refused_with_the_nearest_sizes() -> 
 
 
 def test_what_stays_whole_is_told() -> None:
-    _, result = split(lowered("gpt2", "int4"), 4)
-    told = [note.text for note in result.declined]
-    assert any("would end within a block of 32" in text for text in told)
+    rng, b = np.random.default_rng(0), Builder()
+    value = b.input("x", ("batch", 8))
+    for layer in range(2):
+        shapes = {"up": (8, 12), "down": (12, 8)}
+        up, down = (
+            b.weight(f"{name}{layer}", rng.standard_normal(shape).astype(np.float32))
+            for name, shape in shapes.items()
+        )
+        hidden = b.op("Relu", b.op("MatMul", value, up))
+        if layer:
+            hidden = b.op("RMSNormalization", hidden, b.weight("scale", np.ones(12, np.float32)), axis=-1)
+        value = b.op("MatMul", hidden, down)
+    b.output(value, "y")
+    program = b.program()
+    whole, result = split(program, 2)
+    assert [note.text for note in result.hits] == ["12 channels over 2 ranks"]
+    assert [note.text for note in result.declined] == [
+        "not split by channels: down0 is split in another way",
+        "not split by outputs: 12 are fewer than 16 for each of 2 ranks",
+        "not split by outputs: 8 are fewer than 16 for each of 2 ranks",
+    ]
+    sizes = [dict(p.main.graph.initializers)["up1"].shape for p in rank_programs(whole, 2)]
+    assert [list(shape or ()) for shape in sizes] == [[8, 12], [8, 12]]
 
 
 @pytest.fixture(scope="module")
