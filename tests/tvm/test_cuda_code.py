@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,75 @@ def test_library_holds_machine_code_with_tensor_core_instructions(arch: str, tmp
     by_name = {k.name: k for k in device_kernels(path)}
     assert set(by_name) == set(found)
     assert all(0 < k.registers < 256 and k.arch == arch for k in by_name.values())
+
+
+ENCODER = """
+import sys
+from pathlib import Path
+from test_cuda_code import encoder
+encoder(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+def encoder(precision: str, folder: Path) -> None:
+    """BERT's golden model as a library in ``folder``."""
+    import miaotui
+    from support.models import MODELS
+
+    golden = MODELS["bert"]
+    options = {"target": "cuda:sm_90", "backend": "tvm", "precision": precision}
+    given = golden.inputs(batch=1)
+    with miaotui.compile(
+        golden.build(), given, **options, verify=False, keep_source=False, timing=0.0
+    ) as executable:
+        executable.save(folder)
+
+
+def approximate(instructions: dict[str, list[str]]) -> set[str]:
+    """Instructions that only fast math gives: numbers near zero flushed, functions of the hardware alone.
+
+    The accurate exp and erf flush in sums and products of their own, never in a fused one.
+    """
+    flushed = re.compile(r"FFMA\S*\.FTZ|MUFU\.(?:TANH|SIN|COS)")
+    return {name for code in instructions.values() for name in code if flushed.match(name)}
+
+
+@nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", "HMMA.16816.F32"), ("bf16", "HMMA.16816.F32.BF16")])
+def test_an_encoder_in_halves_computes_on_tensor_cores_and_without_fast_math(
+    precision: str, kind: str, tmp_path: Path
+) -> None:
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", ENCODER, precision, str(tmp_path / "bert")],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [library] = (tmp_path / "bert").glob("variants/*/model.so")
+    try:
+        found = instructions(library)
+    except ToolError:
+        pytest.skip("needs cuobjdump and nvdisasm")
+    on_cores = {name for name, code in found.items() if any(i.startswith(kind) for i in code)}
+    ours = {name for name in found if name.startswith(("tensor_matmul", "flash"))}
+    assert ours and on_cores == ours
+    assert any(name.startswith("flash") for name in ours)
+    assert not [name for name in found if "gelu" in name and name not in ours], "it follows the product"
+    assert not approximate(found)
+
+
+@nvcc
+def test_fast_math_would_be_seen(tmp_path: Path) -> None:
+    code = "__global__ void k(float *x) { x[0] = tanhf(x[0]) + fmaf(x[1], x[2], x[3]); }"
+    source, library = tmp_path / "k.cu", tmp_path / "k.fatbin"
+    source.write_text(code)
+    command = [str(cuda_toolkit.find_nvcc()), "--fatbin", "--use_fast_math", "-arch=sm_90"]
+    subprocess.run([*command, str(source), "-o", str(library)], check=True)
+    try:
+        assert {"MUFU.TANH", "FFMA.FTZ"} <= approximate(instructions(library))
+    except ToolError:
+        pytest.skip("needs cuobjdump and nvdisasm")
 
 
 def test_without_nvcc_the_fix_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
