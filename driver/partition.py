@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -50,17 +50,19 @@ def write_plan(
     target: Target,
     folder: Path,
     memory: int | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Write the lowered ``program`` into ``folder`` as the parts of ``mesh``, and plan.json.
 
-    ``memory``: bytes of weights that a rank may have, None for any.
+    ``memory``: bytes of weights that a rank may have, None for any. ``note`` is told what shards don't share.
     Raises: OptionError for a mesh that the program can't be put on, UnsupportedError if shards could share
     none of its layers.
     """
     refuse_mesh(program, mesh, memory)
     program = program.clone()
     infer_shapes(program)
-    TensorParallel(size=mesh.tp).run(program, PassContext(target))
+    for left in TensorParallel(size=mesh.tp).run(program, PassContext(target)).declined:
+        note(f"tensor parallel: {left}")
     PipelineStages(stages=mesh.pp, memory=float(memory or 0) * mesh.tp).run(program, PassContext(target))
     return write_staged(program, mesh, backend, target, folder, memory)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..compiler.draft import Draft
@@ -32,7 +33,7 @@ def partitioned(
     bench = Workbench(draft, options.backend, options.target)
     with journal.stage("partition"):
         source = bench.source(attempt.recipe.source) if options.keeps_source else None
-        best, plan = in_parts(bench, result.lowered, attempt.name, options.mesh, options.memory)
+        best, plan = in_parts(bench, result.lowered, attempt.name, options.mesh, options.memory, journal.note)
     result = replace(result, best=best, source=source, race=None, partition=described(plan))
     if evidence is None or result.proof is None:
         return result
@@ -53,12 +54,17 @@ def partitioned(
 
 
 def in_parts(
-    bench: Workbench, lowered: Lowered, name: str, mesh: Mesh, memory: int | None = None
+    bench: Workbench,
+    lowered: Lowered,
+    name: str,
+    mesh: Mesh,
+    memory: int | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Built, Plan]:
     """A lowered program as variant ``name``, run by the ranks of a plan. Raises: OptionError."""
     program = lowered.program
     folder = bench.draft.variant(name)
-    plan = write_plan(program, mesh, bench.backend, bench.target, folder, memory)
+    plan = write_plan(program, mesh, bench.backend, bench.target, folder, memory, note)
     bench.built += 1
     variant = Variant(
         role="optimized",
