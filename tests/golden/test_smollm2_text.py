@@ -48,9 +48,10 @@ def test_equals_transformers_as_imported_as_compiled_and_as_text(
     ) as executable:
         golden.is_called_like_its_source_and_equals_it(model, source, executable)
         texts = writes_what_transformers_writes(executable, source)
-        parts = Cut.write(lowered_program(executable), Mesh(pp=2), tmp_path / "parts", OnnxRuntimeBackend())
-        for ids, expected in texts:
-            assert stages_write(parts, ids, COUNT) == expected
+        for (ids, expected), mesh in zip(texts, (Mesh(pp=2), Mesh(tp=3)), strict=True):
+            program, backend = lowered_program(executable), OnnxRuntimeBackend()
+            parts = Cut.write(program, mesh, tmp_path / f"tp{mesh.tp}", backend)
+            assert stages_write(parts, ids, COUNT) == expected, mesh
 
 
 def writes_what_transformers_writes(executable: Executable, source: Any) -> list[tuple[list[int], list[int]]]:
