@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from ...compiler.cost import cpu, program_cost
+from ...compiler.cost.placement import Dag, placed, slowest
 from ...compiler.cost.stages import Chain, Link, stage_bounds
+from ...compiler.errors import ToolError
 from ...compiler.ir.cut import reads
 from ...compiler.parallel.mesh import Mesh
 from ...compiler.parallel.sharding import set_stage, stage
 from ...compiler.program import Decoding, Program
 from ..base import Note, Pass, PassContext, PassResult
 
+UNEQUAL = 1.25
+"""Times the least possible that the slowest stage may take before other placements are looked for."""
+
 
 @dataclass(frozen=True)
 class PipelineStages(Pass):
-    """Put every node into one of ``stages`` stages, contiguous in the graph's order, of nearly equal time.
+    """Put every node into one of ``stages`` stages of nearly equal time.
 
-    Cuts are chosen by modelled costs of the entry that is run most, and never part a state tensor's reading
-    from its writing. Other entries follow: a node runs where its weights are, and behind what it reads.
+    Stages are stretches of the graph's order; where those are far from equal, as with branches that the order
+    lists in turns, nodes are placed one by one instead, if that is better (``placement=order``: never).
+    Modelled costs of the entry that is run most decide; a state tensor's reading and writing are never
+    parted. Other entries follow: a node runs where its weights are, and behind what it reads.
     ``bandwidth``: bytes a second between stages; ``memory``: bytes of weights a stage may have, 0 for any.
     Raises: OptionError if there are more stages than nodes, or they don't fit.
     """
@@ -34,6 +42,7 @@ class PipelineStages(Pass):
     stages: int = 2
     bandwidth: float = 10e9
     memory: float = 0.0
+    placement: Literal["auto", "order"] = "auto"
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Annotate all entries."""
@@ -41,20 +50,52 @@ class PipelineStages(Pass):
         nodes = list(program.entries[first].graph)
         limits = [self.memory] * self.stages if self.memory else None
         chain = chain_of(program, first)
-        bounds = stage_bounds(chain, self.stages, Link(bandwidth=self.bandwidth), limits)
-        for number, (begin, end) in enumerate(pairwise(bounds)):
-            for node in nodes[begin:end]:
-                set_stage(node, number)
+        link = Link(bandwidth=self.bandwidth)
+        bounds = stage_bounds(chain, self.stages, link, limits)
+        places = [number for number, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)]
+        if self.placement == "auto":
+            places = self._better(program, first, chain, places, link)
+        for node, number in zip(nodes, places, strict=True):
+            set_stage(node, number)
         homes = _homes(nodes)
         for entry, model in program.entries.items():
             if entry != first:
                 _follow(list(model.graph), homes)
         mesh = program.mesh or Mesh()
         program.mesh = replace(mesh, pp=self.stages)
-        times = [float(chain.seconds[a:b].sum()) for a, b in pairwise(bounds)]
+        times = np.bincount(places, chain.seconds, self.stages).tolist()
         balance = np.mean(times) / max(max(times), 1e-30)
         text = f"{self.stages} stages, balance {balance:.2f}"
         return PassResult(len(nodes), (Note(first, text, {"seconds": times}),))
+
+    def _better(self, program: Program, entry: str, chain: Chain, places: list[int], link: Link) -> list[int]:
+        """``places``, or those of an integer program, which is worth trying where they are far from equal."""
+        dag = dag_of(program, entry, chain)
+        before = slowest(dag, places, self.stages, link)
+        bound = max(float(chain.seconds.sum()) / self.stages, float(chain.seconds.max(initial=0.0)))
+        if before <= UNEQUAL * bound:
+            return places
+        try:
+            found = placed(dag, self.stages, link, self.memory or None)
+        except ToolError:  # the solver is not installed
+            return places
+        better = found is not None and slowest(dag, found, self.stages, link) < 0.95 * before
+        return found if found is not None and better else places
+
+
+def dag_of(program: Program, entry: str, chain: Chain) -> Dag:
+    """An entry's nodes with what each hands to which; who reads and writes a state tensor stay together."""
+    graph = program.entries[entry].graph
+    places = {node: place for place, node in enumerate(graph)}
+    edges = [
+        (places[producer], place, _bytes(value))
+        for node, place in places.items()
+        for value in dict.fromkeys(reads(node))
+        if (producer := value.producer()) is not None and producer in places
+    ]
+    kept = program.decoding if program.decoding is not None and program.decoding.entry == entry else None
+    together = [] if kept is None else [ends for ends in _state_ends(graph, places, kept) if ends]
+    return Dag(chain.seconds, chain.memory, edges, together)
 
 
 def chain_of(program: Program, entry: str) -> Chain:
@@ -88,14 +129,19 @@ def _keep_state_together(
     graph: ir.Graph, places: dict[ir.Node, int], live: np.ndarray, decoding: Decoding
 ) -> None:
     """No cut between who reads a state tensor and who writes it."""
+    for ends in _state_ends(graph, places, decoding):
+        if ends:
+            live[min(ends) + 1 : max(ends) + 1] = np.inf
+
+
+def _state_ends(graph: ir.Graph, places: dict[ir.Node, int], decoding: Decoding) -> Iterator[list[int]]:
+    """Places of those who read each state tensor, and of who writes it."""
     inputs = {value.name: value for value in graph.inputs}
     outputs = {value.name: value for value in graph.outputs}
     for kept in decoding.state:
         ends = [places[use.node] for use in inputs[kept.input].uses() if use.node in places]
         producer = outputs[kept.output].producer()
-        ends += [places[producer]] if producer in places else []
-        if ends:
-            live[min(ends) + 1 : max(ends) + 1] = np.inf
+        yield [*ends, *([places[producer]] if producer in places else [])]
 
 
 def _bytes(value: ir.Value) -> float:

@@ -11,16 +11,19 @@ from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
 from miaotui.compiler.cost.stages import Chain, Link, stage_bounds
 from miaotui.compiler.dialect.collective import REFERENCE
 from miaotui.compiler.errors import OptionError
+from miaotui.compiler.ir.builder import Builder
 from miaotui.compiler.ir.examples import example_inputs
 from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import CompileOptions, Target
 from miaotui.compiler.parallel.check_plan import read_plan
 from miaotui.compiler.parallel.mesh import Mesh
-from miaotui.compiler.parallel.sharding import Sharding, Split, set_sharding, sharding
+from miaotui.compiler.parallel.sharding import Sharding, Split, set_sharding, sharding, stage
 from miaotui.compiler.program import Program
 from miaotui.driver.context import context_of
 from miaotui.driver.partition import write_plan
+from miaotui.passes.base import PassContext
 from miaotui.passes.observers import run_pipeline
+from miaotui.passes.partition.pipeline import PipelineStages
 from miaotui.passes.pipeline import pipeline
 from miaotui.runtime.parallel.runner import ParallelModel
 from support.cuts import Plain
@@ -47,6 +50,30 @@ def test_stages_give_what_the_whole_gives(seed: int, tmp_path: Path) -> None:
     for stages in (1, 2, 4):
         found = run_cut(program, Mesh(pp=stages), tmp_path / str(stages), inputs)
         assert {name: a.tobytes() for name, a in found.items()} == {n: a.tobytes() for n, a in wanted.items()}
+
+
+def branches(widths: tuple[int, ...]) -> Program:
+    """Products of one input, side by side, joined at the end."""
+    random = np.random.default_rng(0)
+    b = Builder()
+    x = b.input("x", (64, 2048))
+    weights = [b.weight(f"w{i}", random.standard_normal((2048, width))) for i, width in enumerate(widths)]
+    b.output(b.op("Concat", *(b.op("MatMul", x, w) for w in weights), axis=1), "y")
+    return b.program()
+
+
+def test_branches_are_placed_one_by_one_where_their_order_binds(tmp_path: Path) -> None:
+    program = branches((256, 512, 256))
+    slow = []
+    for placement in ("order", "auto"):
+        step = PipelineStages(stages=2).with_options(f"placement={placement}")
+        (note,) = step.run(program, PassContext()).hits
+        slow.append(max(note.facts["seconds"]))
+    assert slow[1] < 0.75 * slow[0], "a half and a half, not three quarters and one"
+    assert [stage(node) for node in program.main.graph] in ([0, 1, 0, 1], [1, 0, 1, 1])
+    inputs = {"x": np.random.default_rng(1).standard_normal((64, 2048)).astype(np.float32)}
+    found = run_cut(program, Mesh(pp=2), tmp_path, inputs)
+    assert found["y"].tobytes() == run_ort(program.main, inputs)["y"].tobytes()
 
 
 def test_uneven_batches_over_replicas_equal_the_whole(tmp_path: Path) -> None:
