@@ -10,7 +10,7 @@ from ..compiler.codegen.isa import isa_of
 from ..compiler.codegen.native.toolchain import find_toolchain
 from ..compiler.codegen.tvm.versions import check_pair
 from ..compiler.errors import OptionError, Problem, ToolError
-from ..compiler.options import BackendName, CompileOptions, parse_sparsity
+from ..compiler.options import SMALL, BackendName, CompileOptions, parse_sparsity
 from ..compiler.parallel.plan import BACKENDS as PARTS
 from ..compiler.program import Program
 from ..compiler.reference import Arrays
@@ -98,8 +98,9 @@ def _backends(
 ) -> list[BackendName]:
     """In the order of preference: who comes later has to be faster. Others go into ``left_out``."""
     if options.target.device != "cpu":
-        left_out.append(Outcome("tvm", "left out", "for GPUs it is built where --backend tvm asks for it"))
-        return ["ort"]
+        if why := _without_tvm_there(options):
+            left_out.append(Outcome("tvm", "left out", why))
+        return ["ort"] if why else ["ort", "tvm"]
     found: list[BackendName] = []
     if options.target.arch:
         found.append("native")
@@ -141,6 +142,17 @@ def _without_tvm(program: Program, options: CompileOptions, inputs: Arrays | Non
         except ToolError as missing:
             return dict.fromkeys(both, str(missing))
     return found
+
+
+def _without_tvm_there(options: CompileOptions) -> str:
+    """Why TVM's code is not worth trying on a GPU; empty where it is: it is built if it can be timed."""
+    if options.precision in SMALL:
+        return f"its kernels for {options.precision} weights are for CPUs"
+    try:
+        check_pair()
+    except ToolError as missing:
+        return str(missing)
+    return ""
 
 
 def _skips_zeros(program: Program, options: CompileOptions) -> bool:

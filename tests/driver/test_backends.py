@@ -175,3 +175,14 @@ def test_a_target_that_this_cpu_is_not_is_built_but_not_proved(tmp_path: Path) -
         assert any("not proved or timed here" in note for note in executable.report["notes"])
         with pytest.raises(ToolError, match="was built for aarch64"):
             executable.run(first(executable))
+
+
+def test_for_gpus_tvm_is_built_where_it_can_be_timed_and_has_kernels(tmp_path: Path) -> None:
+    with compiled(tmp_path / "m", target="cuda:sm_90", timing=0.1) as executable:
+        chosen = executable.report["choice"]
+        assert set(executable.manifest.variants) == {"cuda-ort", "source"}
+    rows = {row["backend"]: row for row in chosen["candidates"]}
+    assert (rows["tvm"]["state"], rows["tvm"]["why"]) == ("left out", "nothing is timed")
+    with compiled(tmp_path / "small", target="cuda:sm_90", precision="int8", timing=0) as executable:
+        (tvm,) = (row for row in executable.report["choice"]["candidates"] if row["backend"] == "tvm")
+    assert "int8 weights are for CPUs" in tvm["why"]
