@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from .kernels import groups
 from .kernels.build import Body, prim_func
 from .kernels.groups import Input, Rows, epilogue, tasks, whole_and_last
 from .kernels.kernel import Cpu, Kernel
@@ -16,7 +17,7 @@ from .kernels.math import ACTIVATIONS
 TILE = 16
 
 _SUMS = 4
-"""Side by side where rows go one at a time: what the latency of an FMA needs."""
+"""Side by side, at most: what the latency of an FMA needs where rows go one at a time."""
 
 
 def packed(weight: ir.TensorProtocol, transposed: bool) -> ir.TensorProtocol:
@@ -65,7 +66,7 @@ def _write(sizes: tuple[int, int], rows: int | None, cpu: Cpu, bias: bool, activ
     follow = ACTIVATIONS[activation] if activation else None
 
     def tile(t: Any, lanes: int, row: Any, group: int, source: Input) -> None:
-        sums = _SUMS if group == 1 and inputs >= _SUMS else 1
+        sums = groups.sums(group, min(_SUMS, inputs))
         acc = b.local(group * sums, TILE)
         b.fill(acc, 0.0)
 

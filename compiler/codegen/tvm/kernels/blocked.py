@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ....ir.quantized import BlockedWeight
+from . import groups
 from .blocked_pack import TILE, PackedBlocks, declines, pack
 from .build import Body, prim_func
 from .groups import Input, Rows, epilogue, tasks, whole_and_last
@@ -19,7 +20,7 @@ from .math import ACTIVATIONS
 __all__ = ["declines", "matmul"]
 
 _SUMS = 4
-"""Side by side where rows go one at a time: what the latency of an FMA needs."""
+"""Side by side, at most: what the latency of an FMA needs where rows go one at a time."""
 
 
 def matmul(
@@ -57,7 +58,7 @@ def _write(packed: PackedBlocks, rows: int | None, cpu: Cpu, bias: bool, activat
     halves, steps = packed.halves, packed.block // packed.halves
 
     def tile(t: Any, lanes: int, row: Any, group: int, source: Input) -> None:
-        sums = _SUMS if group == 1 else 1
+        sums = groups.sums(group, _SUMS)
         acc = b.local(group * sums, TILE)
         scale, shift, wide = b.local(TILE), b.local(TILE), b.local(TILE)
         b.fill(acc, 0.0)

@@ -27,12 +27,26 @@ def sizes(rows: int | None, cpu: Cpu, most: int = 16) -> tuple[int, ...]:
     """Rows that are taken together, greatest first; of a known number, only those that occur.
 
     >>> sizes(37, Cpu(16)), sizes(1, Cpu(16)), sizes(None, Cpu(8))
-    ((16, 5), (1,), (4, 1))
+    ((16, 5), (1,), (4, 2, 1))
     """
     most = most if cpu.lanes == 16 else 4
     if rows is None:
-        return (most, most // 2, 4, 1) if most > 4 else (4, 1)
+        return (most, most // 2, 4, 2, 1) if most > 4 else (4, 2, 1)
     return tuple(g for g in (most if rows >= most else 0, rows % most) if g)
+
+
+def sums(group: int, most: int) -> int:
+    """Sums side by side for each row of a group, up to ``most``: four in all, as an FMA's latency needs.
+
+    More than that were slower where rows go in groups: their inputs are read one by one.
+
+    >>> [sums(group, 4) for group in (1, 2, 3, 4, 8)]
+    [4, 2, 1, 1, 1]
+    """
+    found = 1
+    while 2 * found * group <= 4 and 2 * found <= most:
+        found *= 2
+    return found
 
 
 def tasks(size: int, tiles: int, cpu: Cpu) -> int:

@@ -1,8 +1,8 @@
 """Block-sparse MatMul: a constant weight whose blocks of 16 outputs by one input are mostly zero.
 
 A tile is 16 outputs; its blocks that are not zero lie in a row, with the input each belongs to. Tiles have as
-many blocks as they have, padded to a multiple of ``UNROLL`` where rows go one at a time: then that many sums
-run side by side, as the latency of an FMA needs. Rows in groups hide it themselves.
+many blocks as they have, padded to a multiple of ``UNROLL``: that many sums may run side by side, as the
+latency of an FMA needs where few rows go together.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ....reference import Array
+from . import groups
 from .build import Body, prim_func
 from .groups import Input, Rows, epilogue, tasks, whole_and_last
 from .kernel import Cpu, Kernel
@@ -146,7 +147,7 @@ def _write(packed: Packed, rows: int | None, cpu: Cpu, bias: bool, activation: s
     follow = ACTIVATIONS[activation] if activation else None
 
     def tile(t: Any, lanes: int, row: Any, group: int, source: Input) -> None:
-        sums = UNROLL if group == 1 else 1
+        sums = groups.sums(group, UNROLL)
         acc = b.local(group * sums, TILE)
         b.fill(acc, 0.0)
         with b.serial((starts[t + 1] - starts[t]) // sums) as p:
