@@ -29,8 +29,10 @@ def built(program: Program, folder: Path, target: Target | None = None) -> Build
         return TvmBackend().build(program, target or Target("cpu"), folder, weights)
 
 
-def runner(program: Program, build: Build, folder: Path, entry: str = "main", threads: int = 1) -> TvmRunner:
-    """A runner of one entry of what was built in ``folder``."""
+def model(
+    program: Program, build: Build, folder: Path, entry: str = "main", target: Target | None = None
+) -> TvmModel:
+    """One entry of what was built in ``folder``."""
     decoding = program.decoding if program.decoding and program.decoding.entry == entry else None
     return TvmModel(
         library=folder / build.entries[entry],
@@ -40,7 +42,13 @@ def runner(program: Program, build: Build, folder: Path, entry: str = "main", th
         entry=entry,
         state={} if decoding is None else {t.input: t.output for t in decoding.state},
         dims=program.dims,
-    ).open(threads)
+        target=target or Target("cpu"),
+    )
+
+
+def runner(program: Program, build: Build, folder: Path, entry: str = "main", threads: int = 1) -> TvmRunner:
+    """A runner of one entry of what was built in ``folder``."""
+    return model(program, build, folder, entry).open(threads)
 
 
 def check(program: Program, inputs: Mapping[str, Any], runner: TvmRunner) -> None:

@@ -14,11 +14,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from miaotui.compiler.codegen.tvm import cuda
-from miaotui.compiler.codegen.tvm.backend import PARAMETERS
 from miaotui.compiler.errors import DeviceError, ToolError
 from miaotui.compiler.ir.builder import FLOAT16, Builder
 from miaotui.compiler.ir.evaluate import evaluate
-from miaotui.compiler.manifest import Entry
 from miaotui.compiler.options import Target
 from miaotui.compiler.program import Program
 from miaotui.runtime.compare import difference
@@ -44,16 +42,7 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> Device:
 
 def model(program: Program, folder: Path, target: Target = TARGET, entry: str = "main") -> TvmModel:
     build = tvm_programs.built(program, folder, target)
-    decoding = program.decoding
-    return TvmModel(
-        library=folder / build.entries[entry],
-        weights=folder / "weights.bin",
-        signature=Entry(program.inputs(entry), program.outputs(entry)),
-        parameters=build.settings[PARAMETERS],
-        entry=entry,
-        state={} if decoding is None else {t.input: t.output for t in decoding.state},
-        target=target,
-    )
+    return tvm_programs.model(program, build, folder, entry, target)
 
 
 def opened(made: TvmModel) -> CudaRunner:
