@@ -29,7 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import interleave as shared
 from gpu import check_gpu
-from gpu.check_gpu import DRY, EAGER, OURS, Case, Report, Row, Samples, Setting, compare, reason
+from gpu.check_gpu import EAGER, Samples
+from gpu.gpu_report import DRY, OURS, Case, Report, Row, Setting, compare, reason
 from support.models import MODELS, Golden
 
 TVM = f"{OURS}, tvm"
