@@ -20,16 +20,10 @@ _LEAST = 4096
 """Elements of a weight from which on packing it pays."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """``activation(x @ weight + bias)``, computed by ``nodes``, the last of which gives the result.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """A product with a bias and an activation behind it, by ``nodes``: the last one gives the result."""
 
-    ``weight``: a matrix [K, N], [N, K] if it is ``transposed``, or one in blocks, [N, K].
-    """
-
-    x: ir.Value
-    weight: ir.TensorProtocol | BlockedWeight
-    transposed: bool
     nodes: tuple[ir.Node, ...]
     bias: ir.Value | None = None
     activation: str = ""
@@ -38,6 +32,18 @@ class Layer:
     def result(self) -> ir.Value:
         """What it computes."""
         return self.nodes[-1].outputs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer(Followed):
+    """``activation(x @ weight + bias)``.
+
+    ``weight``: a matrix [K, N], [N, K] if it is ``transposed``, or one in blocks, [N, K].
+    """
+
+    x: ir.Value
+    weight: ir.TensorProtocol | BlockedWeight
+    transposed: bool
 
 
 def layer_at(node: ir.Node) -> Layer | None:
@@ -115,7 +121,7 @@ def _matmul(node: ir.Node) -> Layer | None:
         return None
     matrix = _matrix(weight)
     if matrix is not None:
-        return Layer(x, matrix, False, (node,))
+        return Layer(x, matrix, False, nodes=(node,))
     turned = None if weight is None else weight.producer()
     if turned is None or turned.op_type != "Transpose" or turned.domain != "":
         return None
@@ -123,7 +129,7 @@ def _matmul(node: ir.Node) -> Layer | None:
     if order is not None and tuple(order.as_ints()) != (1, 0):
         return None
     blocks = _blocks(turned.inputs[0])
-    return None if blocks is None else Layer(x, blocks, True, (node,))
+    return None if blocks is None else Layer(x, blocks, True, nodes=(node,))
 
 
 def _blocks(value: ir.Value | None) -> BlockedWeight | None:
@@ -139,7 +145,7 @@ def _gemm(node: ir.Node) -> Layer | None:
     weight = _matrix(node.inputs[1]) or (_blocks(node.inputs[1]) if turned else None)
     if weight is None:
         return None
-    layer = Layer(x, weight, turned, (node,), bias)
+    layer = Layer(x, weight, turned, nodes=(node,), bias=bias)
     return layer if bias is None or _is_vector(bias, _outputs(layer)) else None
 
 

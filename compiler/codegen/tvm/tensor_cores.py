@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ...ir.constants import constant_tensor
 from .kernels import cuda_attention, cuda_matmul
 from .kernels.cuda_attention import Heads
-from .linear import activation_of, only_reader
+from .linear import Followed, activation_of, only_reader
 from .lowering import Lowering, given
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -19,23 +19,12 @@ HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """``activation(left @ right + bias)``, computed by ``nodes``, the last of which gives the result.
-
-    ``transposed``: ``right`` is [..., N, K]. ``bias``: a constant of N numbers.
-    """
+class Product(Followed):
+    """``activation(left @ right + bias)``. ``transposed``: ``right`` is [..., N, K]; ``bias``: a constant."""
 
     left: ir.Value
     right: ir.Value
     transposed: bool
-    nodes: tuple[ir.Node, ...]
-    bias: ir.Value | None = None
-    activation: str = ""
-
-    @property
-    def result(self) -> ir.Value:
-        """What it computes."""
-        return self.nodes[-1].outputs[0]
 
 
 def product_at(node: ir.Node) -> Product | None:
@@ -91,13 +80,13 @@ def _matmul(node: ir.Node) -> Product | None:
         return None
     turned = right.producer()
     if turned is None or (turned.domain, turned.op_type) != ("", "Transpose"):
-        return Product(left, right, False, (node,))
+        return Product(left, right, False, nodes=(node,))
     order, rank = turned.attributes.get("perm"), len(right.shape)
     swapped = (*range(rank - 2), rank - 1, rank - 2)
     source = turned.inputs[0]
     if source is None or (tuple(order.as_ints()) if order else tuple(range(rank))[::-1]) != swapped:
-        return Product(left, right, False, (node,))
-    return Product(left, source, True, (node,))
+        return Product(left, right, False, nodes=(node,))
+    return Product(left, source, True, nodes=(node,))
 
 
 def _gemm(node: ir.Node) -> Product | None:
@@ -105,7 +94,7 @@ def _gemm(node: ir.Node) -> Product | None:
     numbers = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
     if left is None or right is None or numbers != [1.0, 1.0] or node.attributes.get_int("transA", 0) == 1:
         return None
-    made = Product(left, right, node.attributes.get_int("transB", 0) == 1, (node,), bias)
+    made = Product(left, right, node.attributes.get_int("transB", 0) == 1, nodes=(node,), bias=bias)
     return made if bias is None or _is_vector(bias, made) else None
 
 
