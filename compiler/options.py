@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from .errors import OptionError
 from .parallel.mesh import Mesh
-from .parallel.plan import BACKENDS
+from .parallel.plan import builders
 from .program import Dim, DimRange
 
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
@@ -275,9 +275,10 @@ class CompileOptions:
             parse_sparsity(self.sparsity)
         if self.budget is not None and not self.budget > 0:
             raise OptionError("--budget", f"{self.budget} is not positive", "give an error such as 1e-4")
-        if self.mesh.size > 1 and self.backend not in ("auto", *BACKENDS):
-            fact = f"{self.backend} builds no parts of a program, which --dp, --pp and --tp ask for"
-            raise OptionError("--backend", fact, f"use {' or '.join(BACKENDS)}")
+        if self.mesh.size > 1 and self.backend not in ("auto", *(able := builders(self.mesh))):
+            asked = "--tp asks" if self.mesh.tp > 1 else "--dp and --pp ask"
+            fact = f"{self.backend} builds no parts of a program such as {asked} for"
+            raise OptionError("--backend", fact, f"use {' or '.join(able)}")
         if self.memory is not None and self.memory < 1:
             raise OptionError("--memory", f"{self.memory} is no amount of memory", "give one such as 8GiB")
         if self.threads is not None and self.threads < 1:

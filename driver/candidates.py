@@ -11,7 +11,7 @@ from ..compiler.codegen.native.toolchain import find_toolchain
 from ..compiler.codegen.tvm.versions import check_pair
 from ..compiler.errors import OptionError, Problem, ToolError
 from ..compiler.options import SMALL, BackendName, CompileOptions, parse_sparsity
-from ..compiler.parallel.plan import BACKENDS as PARTS
+from ..compiler.parallel.plan import builders
 from ..compiler.program import Program
 from ..compiler.reference import Arrays
 from ..passes.base import Pass
@@ -70,10 +70,10 @@ def candidates(
     if options.backend == "auto":
         names = ["ort"] if passes is not None else _backends(program, options, journal, inputs, left_out)
     if options.mesh.size > 1:
-        others = [name for name in names if name not in PARTS]
-        why = "builds no parts of a partitioned program"
-        left_out += [Outcome(name, "left out", why) for name in others]
-        names = [name for name in names if name in PARTS]
+        able = builders(options.mesh)
+        why = f"builds no parts of a program on mesh {options.mesh}"
+        left_out += [Outcome(name, "left out", why) for name in names if name not in able]
+        names = [name for name in names if name in able]
     found, refusals = [], []
     for name in names:
         try:

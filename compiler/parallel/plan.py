@@ -22,6 +22,16 @@ SCHEMA = 1
 BACKENDS = ("ort", "native")
 """Whose code parts may be."""
 
+
+def builders(mesh: Mesh) -> tuple[str, ...]:
+    """Whose code its parts may be: native code has a layer's products fused before ranks could share them.
+
+    >>> builders(Mesh(pp=2)), builders(Mesh(tp=2))
+    (('ort', 'native'), ('ort',))
+    """
+    return BACKENDS if mesh.tp == 1 else BACKENDS[:1]
+
+
 OUTSIDE = -1
 """The stage of what the caller gives."""
 

@@ -107,6 +107,7 @@ def test_the_report_tells_the_stages(parts: Path) -> None:
         (("--pp", 1, "--memory", "700"), ("do not fit one piece with 700 bytes a device", "nearest: --pp 2")),
         (("--memory", "lots"), ("'lots' is no amount of memory",)),
         (("--pp", 2, "--backend", "tvm"), ("tvm builds no parts", "use ort or native")),
+        (("--tp", 2, "--backend", "native"), ("native builds no parts", "such as --tp asks for", "use ort")),
     ],
 )
 def test_what_is_impossible_is_refused_with_what_is_near(
