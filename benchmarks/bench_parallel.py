@@ -15,7 +15,8 @@ import numpy as np
 from bench_structured import store
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.runtime.parallel.options import ParallelOptions
-from miaotui.runtime.parallel.ray_actors import QUIET
+from miaotui.runtime.parallel.pool import Job
+from miaotui.runtime.parallel.ray_cluster import QUIET
 from miaotui.runtime.parallel.runner import ParallelModel, ParallelRunner
 from parallel_plans import WIDTH, passed_on, perceptron, rows, signature, write
 
@@ -52,7 +53,9 @@ def hops(folder: Path, executors: tuple[str, ...], runs: int, table: list[dict[s
     parts = write(folder / "parts", Mesh(pp=2), HOP, passed_on)
     yield "Two stages that compute nothing, one request at a time: caller, stage, stage, caller. With parts:"
     yield "each runs a part in ONNX Runtime that copies its input. Bare: the same hops without miaotui,"
-    yield "Python queues between threads, methods of two plain Ray actors; interleaved with ours."
+    yield "Python queues between threads, methods of two plain Ray actors; interleaved with ours. Ranks in"
+    yield "threads that idle and were quick for inputs of the same shapes are run by the caller; woken: the"
+    yield "same runs left to the ranks' threads."
     yield ""
     yield "| executor | size | median µs | p90 µs | with parts | bare | against bare | bare, noted before |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -64,6 +67,7 @@ def hops(folder: Path, executors: tuple[str, ...], runs: int, table: list[dict[s
             for size, count in SIZES.items():
                 given = rows(count, HOP)
                 calls = {"ours": bound(ours.run, given), "parts": bound(copying.run, given)}
+                calls |= {"woken": bound(woken(ours), given)} if name == "threads" else {}
                 calls |= {} if bare is None else {"bare": bound(bare, given["v0"])}
                 times = interleaved(calls, runs)
                 median, p90 = np.percentile(times["ours"], [50, 90])
@@ -74,6 +78,11 @@ def hops(folder: Path, executors: tuple[str, ...], runs: int, table: list[dict[s
                 told = "– | –" if own is None else f"{own:,.0f} | {median / own:.2f}×"
                 noted = PUBLISHED.get((name, size), "–")
                 yield f"| {name} | {size} | {median:,.0f} | {p90:,.0f} | {other:,.0f} | {told} | {noted} |"
+                if "woken" in times:
+                    median, p90 = np.percentile(times["woken"], [50, 90])
+                    row = {"executor": f"{name}, woken", "size": size, "median": median, "p90": p90}
+                    table.append({"what": "hops", **row})
+                    yield f"| {name}, woken | {size} | {median:,.0f} | {p90:,.0f} | – | – | – | – |"
 
 
 def collectives(
@@ -138,6 +147,12 @@ def runner(plan: Path, executor: str, width: int, stages: int) -> Iterator[Paral
         options = ParallelOptions(executor=options.executor, micro_batches=1)
     with ParallelModel(plan, signature(width, stages), options=options).open(1) as opened:
         yield opened
+
+
+def woken(opened: ParallelRunner) -> Callable[[Any], Any]:
+    """A run as of many: by the ranks' own threads."""
+    pool = opened._open()
+    return lambda given: pool.do("main", [Job(0, given)])
 
 
 def interleaved(calls: Mapping[Any, Callable[[], Any]], runs: int) -> dict[Any, np.ndarray[Any, Any]]:

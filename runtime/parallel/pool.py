@@ -209,6 +209,8 @@ class Pool(Closing):
             return None
         replica, generation = live
         try:
+            if (found := replica.at_once(entry, job.feeds)) is not None:
+                return found
             number = replica.start(entry, job.feeds)
             return None if number is None else replica.result(number, self.deadline())
         except WorkerError as error:

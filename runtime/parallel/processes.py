@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import selectors
 import shutil
 import signal
 import socket
@@ -28,6 +27,7 @@ from .arena import Reader, Writer, shared_folder
 from .options import ParallelOptions
 from .relay import Relay
 from .version import own_version
+from .wire import collect
 from .work import Status, Travel
 from .worker import Assignment, Channel, Hello, statuses
 
@@ -181,17 +181,9 @@ class ProcessReplica(Relay):
 
     def _listen(self) -> None:
         """Collect what comes back, until a worker is gone."""
-        with selectors.DefaultSelector() as selector:
-            for rank, control in enumerate(self._controls):
-                selector.register(control.fileno(), selectors.EVENT_READ, rank)
-            while True:
-                for ready, _ in selector.select():
-                    try:
-                        self.arrived(self._controls[ready.data].recv())
-                    except (EOFError, OSError):
-                        if self.broken is None:
-                            self.kill(self._lost(ready.data))
-                        return
+        gone = collect(self._controls, self.arrived)
+        if self.broken is None:
+            self.kill(self._lost(gone))
 
     def _lost(self, rank: int) -> WorkerError:
         """A worker is gone: how it ended."""

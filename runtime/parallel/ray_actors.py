@@ -1,62 +1,51 @@
-"""A replica as actors of a Ray cluster: Ray carries values between stages, torch.distributed collectives."""
+"""A replica as actors of a Ray cluster: Ray places and ends them, runs go straight from one to the next."""
 
 from __future__ import annotations
 
-import itertools
 import os
-import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from ...compiler.errors import WorkerError, require
 from ...compiler.options import Target
 from ...compiler.parallel.check_plan import read_plan
-from ...compiler.parallel.mesh import Mesh
-from ...compiler.parallel.plan import EntryPlan, Plan
-from ...compiler.reference import Arrays
-from .meeting import Alone, Group
+from ...compiler.parallel.plan import Plan
+from .meeting import Alone
 from .options import ParallelOptions
 from .processes import check_hello
+from .ray_cluster import RANK, first_line, is_ours
+from .relay import Rank, Relay
 from .share import ShareRunner
 from .version import own_version
-from .work import Command, PeerFailedError, Status, Use
-from .worker import Hello, sendable
+from .wire import Address, Wire, accept, collect, connect, listening
+from .work import RUNNING, Status, Travel
+from .worker import Hello, hand_on, sendable
 
-RANK = "miaotui_rank"
-"""What a cluster that we start ourselves has plenty of: on one machine there is always room for a rank."""
+_REACH = 5.0
+"""Seconds to connect all ranks and the caller. Where that fails, Ray carries what travels."""
 
-CALLER = -1
-"""In place of a stage: who asked."""
-
-_ERROR = ""
-"""Name under which an error travels in place of values."""
-
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DISABLE_DASHBOARD": "1",
-    # without clusters Ray takes the loopback address: nobody outside reaches what we start here
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}
+_ASKED = 3.0
+"""Seconds to hear from every actor whether it lives."""
 
 
 class Worker:
-    """A rank as an actor. Ray gives it runs in the order in which they were asked for."""
+    """A rank as an actor. ``key``: what whoever sends it runs must have."""
 
     def __init__(
-        self, folder: str, stage: int, shard: int, target: Target, threads: int, version: str
+        self, folder: str, stage: int, shard: int, target: Target, threads: int, version: str, key: bytes
     ) -> None:
-        self._hello = Hello(own_version())
-        self._group: Group = Alone()
+        self._hello, self._key, self._status = Hello(own_version()), key, Status()
         try:
             if version == self._hello.version:
                 plan = read_plan(Path(folder), version)
                 self._share = ShareRunner(Path(folder), plan, stage, shard, target=target, threads=threads)
-                self._consumers = {e: consumers(w, stage, shard, plan.mesh) for e, w in plan.entries.items()}
+                self._rank = Rank(self._share, Alone(), self._status)
         except Exception as error:
             self._hello = Hello(own_version(), sendable(error, f"stage {stage} shard {shard}"))
 
@@ -64,78 +53,76 @@ class Worker:
         """Its version, and what is wrong with it."""
         return self._hello
 
-    def address(self) -> str:
-        """Where others of its group can meet it."""
-        import ray.util
+    def status(self) -> Status:
+        """What it is at."""
+        return self._status
 
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as free:
-            free.bind((host, 0))
-            return f"{host}:{free.getsockname()[1]}"
+    def meeting_place(self) -> str:
+        """Where others of its group can meet it."""
+        with listening(_host()) as free:
+            host, port = free.getsockname()[:2]
+            return f"{host}:{port}"
 
     def join(self, address: str, place: int, size: int, timeout: float) -> None:
         """Form a group with others. Raises: as TorchGroup."""
         from .gloo import TorchGroup
 
-        self._group = TorchGroup(address, place, size, timeout, status=Status())
+        group = TorchGroup(address, place, size, timeout, status=self._status)
+        self._rank = Rank(self._share, group, self._status)
 
-    def do(self, command: Command) -> Exception | None:
-        """Carry out a command; what went wrong."""
+    def listen(self) -> Address:
+        """Where it waits for who sends it runs."""
+        self._server = listening(_host())
+        host, port = self._server.getsockname()[:2]
+        return host, port
+
+    def serve(self, following: Address | None, seconds: float) -> str:
+        """Take runs from who connects, and hand them on to ``following``, or else to the caller who connects.
+
+        Returns once all are connected: what is in the way, empty if nothing is.
+        """
+        wires: dict[str, Wire] = {}
+        deadline = time.monotonic() + seconds
         try:
-            self._share.do(command)
-        except Exception as error:
-            return sendable(error, self._share.place)
-        return None
+            if following is not None:
+                wires["answers"] = connect(following, self._key, "runs", seconds)
+            with self._server as server:
+                while len(wires) < 2:
+                    role, wire = accept(server, self._key, deadline)
+                    wires[role] = wire
+        except (OSError, EOFError) as error:
+            for wire in wires.values():
+                wire.close()
+            return first_line(error)
+        threading.Thread(target=self._serve, args=(wires["runs"], wires["answers"]), daemon=True).start()
+        return ""
 
-    def run(self, number: int, entry: str, use: Use | None, feeds: Arrays, *before: Mapping[str, Any]) -> Any:
-        """What each consumer gets, by name; all get the error if there is one."""
-        share, wanted = self._share, self._consumers[entry]
-        values: dict[str, Any] = dict(feeds)
-        for given in before:
-            values |= given
-        error: Exception | None = values.get(_ERROR)
-        made: Arrays = {}
-        self._group.begin(number, share.meetings.get(entry, 0))
-        if error is None:
-            try:
-                made = share.run(entry, {n: values[n] for n in share.reads[entry]}, self._group, use)
-            except Exception as caught:
-                error = sendable(caught, share.place)
-        if error is not None:
-            self._group.abort(number)
-        gives = [
-            {_ERROR: error} if error is not None else {n: made[n] for n in names} for names in wanted.values()
-        ]
-        return gives[0] if len(gives) == 1 else tuple(gives)
+    def _serve(self, runs: Wire, answers: Wire) -> None:
+        try:
+            hand_on(self._rank, runs, answers)
+        finally:  # whoever is behind learns that nothing comes any more
+            runs.hang_up()
+            answers.hang_up()
 
-
-def consumers(wiring: EntryPlan, stage: int, shard: int, mesh: Mesh) -> dict[int, list[str]]:
-    """Who gets what of a stage's shard: the next stage always, so that errors reach the end; the caller."""
-    last = stage == mesh.pp - 1
-    found: dict[int, list[str]] = {CALLER if last else stage + 1: []}
-    for wire in wiring.wires:
-        if wire.source == stage:
-            for target in wire.targets:
-                found.setdefault(target, []).append(wire.spec.name)
-    for fetch in wiring.fetches:
-        if fetch.stage == stage and shard == 0:
-            found.setdefault(CALLER, []).append(fetch.spec.name)
-    return found
+    def step(self, travel: Travel) -> Travel:
+        """Its part of a run that Ray carries."""
+        self._rank.handle(travel)
+        if travel.error is not None:
+            travel.error = sendable(travel.error, self._share.place)
+        return travel
 
 
-@dataclass(slots=True)
-class _Run:
-    """``answers``: refs of what comes back to the caller. ``done``: of each rank's first result, by stage."""
+def _host() -> str:
+    import ray.util
 
-    answers: list[Any]
-    done: list[tuple[int, Any]]
-    fetches: tuple[str, ...]
+    return str(ray.util.get_node_ip_address())
 
 
-class RayReplica:
+class RayReplica(Relay):
     """Ranks as plain actors in a placement group, which Ray keeps on nodes that have room for them.
 
-    Ray is to be ``connected``. ``pids``: of the workers on their nodes, by stage, then shard.
+    Ray is to be ``connected``. Where this process can't reach the actors, as behind ``ray://``, or they not
+    each other, Ray passes runs on. ``pids``: of the workers on their nodes, by stage, then shard.
     Raises: WorkerError if the cluster has no room or a worker does not start in time,
     ArtifactError if one is of another version or does not find what the plan says on its node.
     """
@@ -150,28 +137,26 @@ class RayReplica:
         target: Target,
         threads: int = 1,
     ) -> None:
-        self.broken: WorkerError | None = None
-        self._plan, self._name = plan, name
-        self._mesh = Mesh(1, plan.mesh.pp, plan.mesh.tp)
+        super().__init__(plan, name, 2 * plan.mesh.pp)
         self._ray: Any = require("ray", extra="ray")
-        self._consumers = {
-            (entry, stage, shard): consumers(wiring, stage, shard, self._mesh)
-            for entry, wiring in plan.entries.items()
-            for stage in range(self._mesh.pp)
-            for shard in range(self._mesh.tp)
-        }
-        self._room = threading.BoundedSemaphore(2 * self._mesh.pp)
-        self._numbers = itertools.count(1)
-        self._runs: dict[int, _Run] = {}
-        self._sending = threading.Lock()
         self._workers: list[Any] = []
         self.pids: list[int] = []
+        self._hosts: list[str] = []
         self._placement: Any = None
+        self._inlets: list[Wire] = []
+        self._outlets: list[Wire] = []
+        self._outbox: SimpleQueue[Sequence[Travel] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
         try:
             self._start(folder, options, target, threads)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether runs travel from rank to rank without Ray."""
+        return bool(self._inlets)
 
     def _start(self, folder: Path, options: ParallelOptions, target: Target, threads: int) -> None:
         from ray.util.placement_group import placement_group
@@ -179,13 +164,14 @@ class RayReplica:
 
         ray, mesh = self._ray, self._mesh
         deadline = time.monotonic() + options.start_timeout
-        each: dict[str, float] = {RANK: 1} if _STATE["own"] else {"CPU": threads}
+        each: dict[str, float] = {RANK: 1} if is_ours() else {"CPU": threads}
         each |= {"GPU": 1} if target.device == "cuda" else {}
         self._placement = placement_group([dict(each) for _ in range(mesh.size)], options.placement)
         if not self._placement.wait(options.start_timeout):
             fact = f"the cluster has no room for {mesh.size} ranks of {each}"
             raise WorkerError(self._name, fact, "add nodes, or give each rank fewer threads")
         kind = ray.remote(Worker)
+        key = os.urandom(32)
         for rank in range(mesh.size):
             place = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             stage, shard = divmod(rank, mesh.tp)
@@ -196,13 +182,14 @@ class RayReplica:
                 scheduling_strategy=place,
                 max_restarts=0,
             )
-            self._workers.append(actor.remote(str(folder), stage, shard, target, threads, own_version()))
+            self._workers.append(actor.remote(str(folder), stage, shard, target, threads, own_version(), key))
         hellos = self._got([worker.hello.remote() for worker in self._workers], deadline, "did not start")
         for rank, hello in enumerate(hellos):
-            check_hello(hello, f"{self._name}, {self._describe(rank)}")
+            check_hello(hello, f"{self._name}, {self.describe(rank)}")
             self.pids.append(hello.pid)
         if mesh.tp > 1:
             self._meet(options, target, deadline)
+        self._connect(key, deadline)
 
     def _meet(self, options: ParallelOptions, target: Target, deadline: float) -> None:
         """Form the group of each stage."""
@@ -210,7 +197,7 @@ class RayReplica:
         backend = options.collectives if options.collectives in ("gloo", "nccl") else ""
         backend = backend or ("nccl" if target.device == "cuda" else "gloo")
         heads = [self._workers[stage * mesh.tp] for stage in range(mesh.pp)]
-        where = self._got([head.address.remote() for head in heads], deadline, "gave no address")
+        where = self._got([head.meeting_place.remote() for head in heads], deadline, "gave no address")
         joined = [
             worker.join.remote(
                 f"{backend}://{where[rank // mesh.tp]}", rank % mesh.tp, mesh.tp, options.timeout
@@ -219,73 +206,86 @@ class RayReplica:
         ]
         self._got(joined, deadline, "did not form its group")
 
-    def start(self, entry: str, feeds: Arrays, use: Use | None = None) -> int | None:
-        """Begin a run; its number, None while as many are under way as there is room for."""
-        self._check()
-        if not self._room.acquire(blocking=False):
-            return None
-        with self._sending:
-            number = next(self._numbers)
-            try:
-                self._runs[number] = self._send(number, entry, feeds, use)
-            except Exception as error:
-                self._room.release()
-                raise WorkerError(self._name, _line(error)) from error
-        return number
+    def _connect(self, key: bytes, deadline: float) -> None:
+        """Wires from the caller to stage 0, from there to stage 1, and so on, and back; none if one fails."""
+        tp, last = self._mesh.tp, self._mesh.size - self._mesh.tp
+        where = self._got([worker.listen.remote() for worker in self._workers], deadline, "gave no address")
+        self._hosts = [host for host, _ in where]
+        serving = [
+            worker.serve.remote(following, _REACH)
+            for worker, following in zip(self._workers, [*where[tp:], *[None] * tp], strict=True)
+        ]
+        wires: list[Wire] = []
+        with suppress(OSError):
+            wires += (connect(address, key, "runs", _REACH) for address in where[:tp])
+            wires += (connect(address, key, "answers", _REACH) for address in where[last:])
+        problems = self._got(serving, deadline, "did not connect")
+        if len(wires) < 2 * tp or any(problems):
+            for wire in wires:
+                wire.close()
+            return
+        self._inlets, self._outlets = wires[:tp], wires[tp:]
+        for work in (self._send, self._listen):
+            thread = threading.Thread(target=work, name=f"{self._name} {work.__name__}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
-    def _send(self, number: int, entry: str, feeds: Arrays, use: Use | None) -> _Run:
-        mesh, wiring = self._mesh, self._plan.entries[entry]
-        answers, done = [], []
-        for shard in range(mesh.tp):
-            sent: dict[int, list[Any]] = {}
-            for stage in range(mesh.pp):
-                own = {f.spec.name: feeds[f.spec.name] for f in wiring.feeds if stage in f.stages}
-                takers = self._consumers[entry, stage, shard]
-                run = self._workers[stage * mesh.tp + shard].run.options(num_returns=len(takers))
-                refs = run.remote(number, entry, use, own, *sent.get(stage, ()))
-                refs = [refs] if len(takers) == 1 else refs
-                for taker, ref in zip(takers, refs, strict=True):
-                    sent.setdefault(taker, []).append(ref)
-                done.append((stage * mesh.tp + shard, refs[0]))
-            answers += sent[CALLER]
-        names = tuple(fetch.spec.name for fetch in wiring.fetches if fetch.stage >= 0)
-        return _Run(answers, sorted(done, key=lambda pair: pair[0]), names)
+    def launch(self, travels: Sequence[Travel]) -> None:
+        """Leave each shard's way to the sender: a rank that stands still must not hold up the caller."""
+        if self.is_direct:
+            self._outbox.put(travels)
+            return
+        for travel in travels:
+            self._carry(travel)
 
-    def result(self, number: int, deadline: float) -> Arrays:
-        """Fetches of a run, by name. Raises: WorkerError, or whatever a rank raised."""
-        run = self._runs.pop(number)
+    def _send(self) -> None:
+        with suppress(OSError):  # a worker that is gone is the listener's business
+            while (travels := self._outbox.get()) is not None:
+                for travel in travels:
+                    self._inlets[travel.shard].send(travel)
+
+    def _listen(self) -> None:
+        """Collect what comes back, until a worker is gone."""
+        collect(self._outlets, self.arrived)
+        if self.broken is None:
+            self.kill(self._lost())
+
+    def _carry(self, travel: Travel) -> None:
+        """Have Ray pass a way on from actor to actor."""
         try:
-            given = self._got(run.answers, deadline, "gave no answer in time", run.done)
-        finally:
-            self._room.release()
-        errors = [part[_ERROR] for part in given if _ERROR in part]
-        if errors:
-            raise next((e for e in errors if not isinstance(e, PeerFailedError)), errors[0])
-        values = {name: value for part in given for name, value in part.items()}
-        return {name: values[name] for name in run.fetches}
+            ref: Any = travel
+            for worker in self._workers[travel.shard :: self._mesh.tp]:
+                ref = worker.step.remote(ref)
+            ref.future().add_done_callback(partial(self._carried, travel.number))
+        except Exception as error:
+            self.failed(travel.number, WorkerError(self._name, first_line(error)))
 
-    def command(self, command: Command, deadline: float) -> None:
-        """Have all ranks carry out ``command``, in order with runs. Raises: as ``result``."""
-        self._check()
-        with self._sending:
-            refs = [worker.do.remote(command) for worker in self._workers]
-        errors = self._got(refs, deadline, "gave no answer in time", list(enumerate(refs)))
-        if any(errors):
-            raise next(error for error in errors if error is not None)
+    def _carried(self, number: int, done: Any) -> None:
+        error = done.exception()
+        if error is None:
+            self.arrived(done.result())
+        else:
+            self.failed(number, WorkerError(self._name, f"lost a worker: {first_line(error)}"))
 
-    def wait_for_room(self, deadline: float) -> None:
-        """Return once ``start`` may have room again. Raises: WorkerError at the deadline."""
-        if not self._room.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise self.broken or WorkerError(self._name, "gave no answer in time")
-        self._room.release()
-        self._check()
+    def statuses(self) -> Sequence[Status]:
+        """Of all ranks; one that does not answer computes something that never ends."""
+        refs = [worker.status.remote() for worker in self._workers]
+        self._ray.wait(refs, num_returns=len(refs), timeout=_ASKED)
+        return [self._answer(ref) or Status(0, RUNNING) for ref in refs]
 
-    def kill(self, reason: WorkerError) -> None:
-        """End all ranks at once; Ray fails the runs under way."""
-        with self._sending:
-            if self.broken is not None:
-                return
-            self.broken = reason
+    def _answer(self, ref: Any) -> Any:
+        try:
+            return self._ray.get(ref, timeout=0)
+        except Exception:  # late, or its actor is gone
+            return None
+
+    def describe(self, rank: int) -> str:
+        """With its process."""
+        known = f" (process {self.pids[rank]} on {self._hosts[rank]})" if rank < len(self._hosts) else ""
+        return f"{super().describe(rank)}{known}"
+
+    def stop(self) -> None:
+        """End all actors, those that stand still too."""
         from ray.util.placement_group import remove_placement_group
 
         for worker in self._workers:
@@ -294,78 +294,40 @@ class RayReplica:
         if self._placement is not None:
             with suppress(Exception):
                 remove_placement_group(self._placement)
+        self._outbox.put(None)
+        wires = (*self._inlets, *self._outlets)
+        for wire in wires:
+            wire.hang_up()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        for wire in wires:
+            wire.close()
 
-    def close(self) -> None:
-        """End all ranks."""
-        self.kill(WorkerError(self._name, "was closed", "open it again"))
+    def _lost(self) -> WorkerError:
+        """Which worker is gone, as Ray knows."""
+        deadline = time.monotonic() + _ASKED
+        asked = {worker.hello.remote(): rank for rank, worker in enumerate(self._workers)}
+        while asked and (left := deadline - time.monotonic()) > 0:
+            ready, _ = self._ray.wait(list(asked), timeout=left)
+            for ref in ready:
+                rank = asked.pop(ref)
+                try:
+                    self._ray.get(ref)
+                except Exception as error:
+                    return WorkerError(f"{self._name}, {self.describe(rank)}", first_line(error))
+        if asked:  # Ray may not know yet
+            return WorkerError(f"{self._name}, {self.describe(min(asked.values()))}", "is gone")
+        return WorkerError(self._name, "lost a connection between its ranks")
 
-    def _check(self) -> None:
-        if self.broken is not None:
-            raise self.broken
-
-    def _describe(self, rank: int) -> str:
-        return f"stage {rank // self._mesh.tp} shard {rank % self._mesh.tp}"
-
-    def _got(
-        self, refs: Sequence[Any], deadline: float, fact: str, done: Sequence[tuple[int, Any]] = ()
-    ) -> list[Any]:
-        """What ``refs`` stand for. Raises: WorkerError if a worker is gone, or at the deadline."""
+    def _got(self, refs: Sequence[Any], deadline: float, fact: str) -> list[Any]:
+        """What ``refs`` of all ranks stand for. Raises: WorkerError if one is gone, or at the deadline."""
         try:
             found: list[Any] = self._ray.get(list(refs), timeout=max(0.0, deadline - time.monotonic()))
         except self._ray.exceptions.GetTimeoutError:
-            pairs = list(done) or list(enumerate(refs))
-            late = next((rank for rank, ref in pairs if not self._ray.wait([ref], timeout=0)[0]), 0)
-            fix = "give more time with timeout=…, or look whether its node is overloaded"
-            raise WorkerError(f"{self._name}, {self._describe(late)}", fact, fix) from None
+            late = next((rank for rank, ref in enumerate(refs) if not self._ray.wait([ref], timeout=0)[0]), 0)
+            fix = "give more time with start_timeout=…, or look whether its node is overloaded"
+            raise WorkerError(f"{self._name}, {self.describe(late)}", fact, fix) from None
         except Exception as error:
-            raise self.broken or WorkerError(self._name, f"lost a worker: {_line(error)}") from error
+            raise WorkerError(self._name, f"lost a worker: {first_line(error)}") from error
         return found
-
-
-_STATE: dict[str, int] = {"users": 0, "own": 0}
-_LOCK = threading.Lock()
-
-
-def connected(options: ParallelOptions) -> Any:
-    """Ray, connected to the cluster asked for, or to one of this machine that is started for it.
-
-    Raises: ToolError without Ray, WorkerError if there is no such cluster.
-    """
-    if not options.address:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-    ray: Any = require("ray", extra="ray")
-    with _LOCK:
-        if not ray.is_initialized():
-            try:
-                if options.address:
-                    ray.init(address=options.address, log_to_driver=False, logging_level="error")
-                else:
-                    ray.init(
-                        address="local",
-                        num_cpus=1,
-                        resources={RANK: 1 << 20},
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level="error",
-                    )
-            except Exception as error:
-                place = f"--executor: ray: address {options.address!r}"
-                raise WorkerError(place, _line(error), "start one with `ray start --head`") from error
-            _STATE["own"] = 1
-        _STATE["users"] += 1
-    return ray
-
-
-def disconnect() -> None:
-    """One fewer needs Ray; the last one leaves, if it was us who connected."""
-    with _LOCK:
-        _STATE["users"] -= 1
-        if _STATE["users"] == 0 and _STATE["own"]:
-            _STATE["own"] = 0
-            require("ray", extra="ray").shutdown()
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -20,6 +20,9 @@ from .work import IDLE, MEETING, RUNNING, Command, PeerFailedError, Status, Trav
 
 Answers: TypeAlias = "SimpleQueue[Travel | WorkerError]"
 
+_BLAME = (RUNNING, IDLE, MEETING)
+"""What ranks are at that are late, from who holds up others to who is held up."""
+
 
 class Rank:
     """A share, its group and its status: takes runs one after the other."""
@@ -28,7 +31,7 @@ class Rank:
         self.share, self._group, self._status = share, group, status
 
     def handle(self, travel: Travel) -> None:
-        """Do this rank's part of a run: what it gives is added to ``values``, what goes wrong is the error.
+        """Do this rank's part of a run: ``values`` become what is read behind it, or ``error`` is set.
 
         A run that has failed before is passed on, so that every shard's way ends, and no other rank waits.
         """
@@ -42,7 +45,9 @@ class Rank:
                 else:
                     values = self.read(travel, self.share.reads[travel.entry])
                     made = self.share.run(travel.entry, values, self._group, travel.use)
-                    travel.values.update(self.write(travel, made))
+                    values = {**travel.values, **self.write(travel, made)}
+                    later = self.share.later[travel.entry]
+                    travel.values = {name: value for name, value in values.items() if name in later}
             except Exception as error:
                 travel.error = error
         if travel.error is not None:
@@ -102,6 +107,10 @@ class Relay(ABC):
     def describe(self, rank: int) -> str:
         """A rank's name, by its number in the replica."""
         return f"stage {rank // self._mesh.tp} shard {rank % self._mesh.tp}"
+
+    def at_once(self, entry: str, feeds: Arrays) -> Arrays | None:
+        """Fetches of a run that is quicker done than handed over; None: it is to be started."""
+        return None
 
     def start(self, entry: str, feeds: Arrays, use: Use | None = None) -> int | None:
         """Begin a run; its number, None while as many are under way as there is room for."""
@@ -177,6 +186,12 @@ class Relay(ABC):
         if waiting is not None:
             waiting[0].put(travel)
 
+    def failed(self, number: int, error: WorkerError) -> None:
+        """A run will give nothing. May be called by any thread."""
+        waiting = self._waiting.get(number)
+        if waiting is not None:
+            waiting[0].put(error)
+
     def _check(self) -> None:
         if self.broken is not None:
             raise self.broken
@@ -204,8 +219,8 @@ class Relay(ABC):
         """Who is to blame that run ``number`` has not ended."""
         statuses = list(enumerate(self.statuses()))
         late = [(r, s) for r, s in statuses if s.number < number or (s.number == number and s.phase != IDLE)]
-        # the first that is late and does not wait for others holds up all that come after it
-        culprit = next((r for r, s in late if s.phase != MEETING), late[0][0] if late else None)
+        # who computes holds up others; else the first that does not wait for its group has stopped
+        culprit, _ = min(late, key=lambda one: _BLAME.index(one[1].phase), default=(None, None))
         if culprit is None:
             return WorkerError(self._name, "gave no answer in time")
         fix = "give more time with timeout=…, or look whether its machine is overloaded"

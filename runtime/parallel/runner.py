@@ -211,7 +211,8 @@ def _pool(model: ParallelModel, plan: Plan, threads: int) -> Pool:
         make: MakeReplica = partial(ThreadReplica, folder, plan, target=target, threads=each)
         return Pool(plan, options, make, model.place)
     if options.executor == "ray":
-        from .ray_actors import RayReplica, connected, disconnect
+        from .ray_actors import RayReplica
+        from .ray_cluster import connected, disconnect
 
         make = partial(RayReplica, folder, plan, options=options, target=target, threads=each)
         connected(options)

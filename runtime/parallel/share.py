@@ -77,6 +77,7 @@ class ShareRunner(Closing):
             entry: sum(isinstance(step, Collective) for step in steps)
             for entry, steps in self._share.steps.items()
         }
+        self.later = {entry: _later(wiring, stage, shard, plan) for entry, wiring in plan.entries.items()}
         self.gives = {entry: _gives(wiring, stage, shard) for entry, wiring in plan.entries.items()}
 
     def load(self, entry: str) -> None:
@@ -264,6 +265,13 @@ def _reads(wiring: EntryPlan, stage: int) -> tuple[str, ...]:
     """What a stage is given."""
     feeds = [feed.spec.name for feed in wiring.feeds if stage in feed.stages]
     return (*feeds, *(wire.spec.name for wire in wiring.wires if stage in wire.targets))
+
+
+def _later(wiring: EntryPlan, stage: int, shard: int, plan: Plan) -> frozenset[str]:
+    """What is read behind a stage's shard: by other stages, and by the caller, whom shard 0 answers."""
+    read = {name for behind in range(stage + 1, plan.mesh.pp) for name in _reads(wiring, behind)}
+    fetches = {fetch.spec.name for fetch in wiring.fetches if fetch.stage >= 0 and shard == 0}
+    return frozenset(read | fetches)
 
 
 def _gives(wiring: EntryPlan, stage: int, shard: int) -> tuple[str, ...]:

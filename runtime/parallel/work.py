@@ -44,7 +44,8 @@ class Travel:
     """One shard's way of a run through all stages. ``error``: what went wrong on it; the rest does nothing.
 
     ``values``: what the ranks before gave, by name, in whatever form the executor hands arrays over.
-    ``slot``: which of the places for runs under way it has; ``shard``: whose way it is.
+    ``slot``: which of the places for runs under way it has; ``shard``: whose way it is. ``form``: runs that
+    have the same take alike long, None if that is not known.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Travel:
     use: Use | None = None
     command: Command | None = None
     error: Exception | None = None
+    form: Any = None
 
 
 @dataclass(slots=True)
@@ -79,6 +81,13 @@ class Replica(Protocol):
     """
 
     broken: WorkerError | None
+
+    def at_once(self, entry: str, feeds: Arrays) -> Arrays | None:
+        """Fetches of a run that is quicker done than handed over; None if it is to be started.
+
+        Raises: whatever a rank raised.
+        """
+        ...
 
     def start(self, entry: str, feeds: Arrays, use: Use | None = None) -> int | None:
         """Begin a run; its number, None while as many are under way as there is room for."""

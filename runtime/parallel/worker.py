@@ -24,6 +24,7 @@ from .meeting import Alone, ExchangeGroup, Group
 from .relay import Rank
 from .share import ShareRunner
 from .version import own_version
+from .wire import Wire
 from .work import Status, Travel
 
 Channel: TypeAlias = "Connection[Any, Any]"
@@ -158,20 +159,24 @@ def serve(control: Channel) -> None:
     downstream = control if given.downstream is None else Connection(given.downstream)
     control.send(Hello(own_version()))
     with rank.share:
-        while True:
-            try:
-                travel: Travel = upstream.recv()
-            except (EOFError, OSError):
-                if _outlives(caller):  # which can't clean up
-                    shutil.rmtree(given.memory, ignore_errors=True)
-                return
-            rank.handle(travel)
-            if travel.error is not None:
-                travel.error = sendable(travel.error, rank.share.place)
-            try:
-                downstream.send(travel)
-            except OSError:
-                return
+        if hand_on(rank, upstream, downstream) and _outlives(caller):  # which can't clean up
+            shutil.rmtree(given.memory, ignore_errors=True)
+
+
+def hand_on(rank: Rank, upstream: Channel | Wire, downstream: Channel | Wire) -> bool:
+    """Do the rank's part of what comes until one of both ends is gone; whether it is where runs come from."""
+    while True:
+        try:
+            travel: Travel = upstream.recv()
+        except (EOFError, OSError):
+            return True
+        rank.handle(travel)
+        if travel.error is not None:
+            travel.error = sendable(travel.error, rank.share.place)
+        try:
+            downstream.send(travel)
+        except OSError:
+            return False
 
 
 def _outlives(caller: int, seconds: float = 10.0) -> bool:

@@ -11,12 +11,13 @@ from typing import Any
 
 import psutil
 import pytest
-from miaotui.compiler.errors import CompileError, WorkerError
+from miaotui.compiler.errors import ArtifactError, CompileError, WorkerError
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.runtime.generate.decoder import Decoder
 from miaotui.runtime.parallel.options import ParallelOptions
-from miaotui.runtime.parallel.ray_actors import QUIET
-from miaotui.runtime.parallel.runner import ParallelModel
+from miaotui.runtime.parallel.ray_actors import RayReplica
+from miaotui.runtime.parallel.ray_cluster import QUIET
+from miaotui.runtime.parallel.runner import ParallelModel, ParallelRunner
 from support.parallel_runs import batch, check, opened, pids
 from support.stateful_plans import DECODING, SIGNATURE, write_greedily, write_stateful_plan
 
@@ -39,16 +40,29 @@ def cluster() -> Iterator[Any]:
             head_node_args={"num_cpus": 4, "object_store_memory": memory, "include_dashboard": False},
         )
         made.add_node(num_cpus=2, object_store_memory=memory)
-        ray.init(address=made.address, log_to_driver=False, logging_level="error")
         yield made
-        ray.shutdown()
+        assert not ray.is_initialized()
         made.shutdown()
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     assert psutil.wait_procs(left, 20)[1] == []
 
 
+def executor(cluster: Any, options: str = "timeout=60") -> str:
+    return f"ray{{address={cluster.address},{options}}}"
+
+
+def replica_of(runner: ParallelRunner) -> RayReplica:
+    replica = runner._open().members[0].current()[0]
+    assert isinstance(replica, RayReplica)
+    return replica
+
+
 def test_killed_and_hung_actors_lose_nothing(cluster: Any, tmp_path: Path) -> None:
-    with opened(tmp_path, "ray{timeout=6}", Mesh(pp=2)) as runner, ThreadPoolExecutor(3) as callers:
+    with (
+        opened(tmp_path, executor(cluster, "timeout=6"), Mesh(pp=2)) as runner,
+        ThreadPoolExecutor(3) as callers,
+    ):
+        assert replica_of(runner).is_direct
         answers = [callers.submit(runner.run, {"x": batch(number)}) for number in range(40)]
         answers[7].result()
         os.kill(pids(runner)[1], signal.SIGKILL)
@@ -58,9 +72,53 @@ def test_killed_and_hung_actors_lose_nothing(cluster: Any, tmp_path: Path) -> No
         check(runner.run({"x": batch(41)}), 41)
 
 
+def test_who_was_killed_or_hangs_is_named(cluster: Any, tmp_path: Path) -> None:
+    with opened(tmp_path, executor(cluster, "timeout=2,retries=0"), Mesh(pp=2)) as runner:
+        check(runner.run({"x": batch(0)}), 0)
+        hung = pids(runner)[1]
+        os.kill(hung, signal.SIGSTOP)
+        large = {"x": batch(1, 1 << 17)}  # more than connections hold: who sends it is not held up either
+        with pytest.raises(WorkerError, match=rf"stage 1 shard 0 \(process {hung} .*gave no answer in time"):
+            runner.run(large)
+        check(runner.run({"x": batch(2)}), 2)
+        killed = pids(runner)[1]
+        os.kill(killed, signal.SIGKILL)
+        with pytest.raises(WorkerError, match=rf"stage 1 shard 0 \(process {killed} "):
+            for number in range(100):
+                check(runner.run({"x": batch(number)}), number)
+
+
+def test_ray_carries_runs_where_actors_are_out_of_reach(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*given: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("miaotui.runtime.parallel.ray_actors.connect", unreachable)
+    monkeypatch.setattr("miaotui.runtime.parallel.ray_actors._REACH", 0.2)
+    with opened(tmp_path, executor(cluster, "timeout=20"), Mesh(pp=2)) as runner:
+        assert not replica_of(runner).is_direct
+        with ThreadPoolExecutor(3) as callers:
+            answers = [callers.submit(runner.run, {"x": batch(number)}) for number in range(20)]
+            answers[5].result()
+            os.kill(pids(runner)[1], signal.SIGKILL)
+            for number, answer in enumerate(answers):
+                check(answer.result(), number)
+
+
+def test_an_actor_of_another_version_is_refused(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import miaotui.runtime.parallel.processes as module
+
+    monkeypatch.setattr(module, "own_version", lambda: "9.9.9")
+    with pytest.raises(ArtifactError, match=r"stage 0 shard 0: is of miaotui .*, this is 9\.9\.9"):
+        opened(tmp_path, executor(cluster))
+
+
 def test_a_group_meets_through_torch_and_an_error_in_it_is_the_callers(cluster: Any, tmp_path: Path) -> None:
     write_stateful_plan(tmp_path, Mesh(pp=2, tp=2))
-    options = ParallelOptions.parse("ray{timeout=60}")
+    options = ParallelOptions.parse(executor(cluster))
     with ParallelModel(tmp_path, SIGNATURE, "decode", DECODING, options=options).open(1) as runner:
         before = pids(runner)
         decoder = Decoder(runner, DECODING)
@@ -77,9 +135,10 @@ def test_a_group_meets_through_torch_and_an_error_in_it_is_the_callers(cluster: 
 
 
 def test_ranks_of_a_lost_node_go_to_another(cluster: Any, tmp_path: Path) -> None:
-    with opened(tmp_path, "ray{placement=SPREAD,timeout=60,retries=3}", Mesh(pp=2)) as runner:
+    options = executor(cluster, "placement=SPREAD,timeout=60,retries=3")
+    with opened(tmp_path, options, Mesh(pp=2)) as runner:
         check(runner.run({"x": batch(0)}), 0)
         cluster.remove_node(cluster.worker_nodes and next(iter(cluster.worker_nodes)), allow_graceful=False)
         check(runner.run({"x": batch(1)}), 1)
         with pytest.raises(WorkerError, match="the cluster has no room for 8 ranks"):
-            opened(tmp_path / "large", "ray{start_timeout=2}", Mesh(pp=2, tp=4))
+            opened(tmp_path / "large", executor(cluster, "start_timeout=2"), Mesh(pp=2, tp=4))
