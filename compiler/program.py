@@ -21,6 +21,9 @@ Attention, RMSNormalization and RotaryEmbedding exist from here on.
 TRIALS = "miaotui.trials"
 """Key of an entry model's metadata: schedules that a code generator may measure for each of its kernels."""
 
+LAYOUT = "miaotui.layout"
+"""Key of an entry model's metadata: ``NHWC`` if convolutions are to run with channels last."""
+
 Dim: TypeAlias = int | str | None
 """A static size, a named symbol, or unknown."""
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..compiler.errors import ToolError, VerificationError
 from ..compiler.options import CompileOptions
 from ..passes.lowering.tvm import TuneKernels
+from ..passes.pipeline import offered, pipeline
 from ..runtime.bench import BenchResult
 from ..runtime.compare import Limit
 from .bisect import IMPORT, find_culprit
@@ -16,7 +17,7 @@ from .context import check_session, precision_of
 from .decision import Decision
 from .faithful import Faithfulness
 from .lower import Lowered, Recipe
-from .never_slower import Trial, keep_what_pays, race
+from .never_slower import TOGETHER, Trial, Wider, add_what_pays, keep_what_pays, race
 from .progress import Journal
 from .proof import Evidence, Proof, prove
 from .workbench import Built, Workbench, tensor_bytes
@@ -130,15 +131,17 @@ class Judge:
         only = None if self.bench.backend.name == "ort" else WHOLE & set(result.lowered.fired())
         if only is not None and not only:
             return self.raced(result)
+        wider = self.widened(result)
+        tried = {trial.name for trial in wider.trials}
         verdict = keep_what_pays(
-            self.recipe,
+            wider.recipe,
             self.bench,
-            (result.lowered, result.best),
+            (wider.lowered, wider.built),
             inputs,
             without=frozenset(result.reverted),
             threads=options.threads,
             seconds=None if options.opt >= 3 else options.timing,
-            only=only,
+            only=frozenset(wider.lowered.fired()) - tried if only is None else only,
         )
         reverted = dict(result.reverted)
         for trial in verdict.trials:
@@ -149,7 +152,29 @@ class Judge:
             left = ", ".join(verdict.untried)
             self.journal.note(f"not timed one by one within {options.timing:g} s (-O3 takes longer): {left}")
         kept = replace(result, lowered=verdict.lowered, best=verdict.built, reverted=reverted)
-        return self.raced(replace(kept, trials=verdict.trials))
+        return self.raced(replace(kept, trials=(*wider.trials, *verdict.trials)))
+
+    def widened(self, result: Result) -> Wider:
+        """The result with the passes that are off by themselves and save time here."""
+        recipe, options = self.recipe, self.options
+        start = Wider(recipe, result.lowered, result.best)
+        names = [step.name for step in recipe.pipeline]
+        is_usual = self.bench.backend.name == "ort" and names == [step.name for step in pipeline(options)]
+        if not is_usual or (options.opt < 3 and result.best.weights > TOGETHER):
+            return start
+        found = add_what_pays(
+            recipe,
+            self.bench,
+            (result.lowered, result.best),
+            self.evidence.cases[0].inputs,
+            offers=offered(options),
+            without=frozenset(result.reverted),
+            threads=options.threads,
+        )
+        for trial in found.trials:
+            told = "taken" if trial.pays else "left out"
+            self.journal.note(f"{trial.name} {told}: {trial.gain.ratio:.3f}× as fast with it")
+        return found
 
     def raced(self, result: Result) -> Result:
         """The result timed against the source, if that fits in memory and runs here."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..compiler.errors import InternalError
 from ..compiler.reference import Arrays
+from ..passes.base import Pass
 from ..passes.cleanup import CLEANUP
 from ..runtime.bench import BenchResult, Candidate, TimedRunner, bench
 from ..runtime.tensors import fitted
@@ -18,6 +19,9 @@ from .workbench import Built, Workbench
 
 NOISE = 0.98
 """A pass is reverted if its speedup is, with 95 % confidence, below this."""
+
+GAIN = 1 / NOISE
+"""A pass that is off is taken if its speedup is, with 95 % confidence, above this."""
 
 TRIAL = 0.8
 """Most seconds spent on timing one pass; a clear case takes six rounds."""
@@ -89,8 +93,8 @@ def first_calls(built: Built, inputs: Arrays, *, threads: int | None) -> float:
         return min(times)
 
 
-def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None) -> Speedup:
-    """How much faster ``built`` is than ``rival``, as soon as it is clear on which side of ``NOISE``.
+def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None, line: float = NOISE) -> Speedup:
+    """How much faster ``built`` is than ``rival``, as soon as it is clear on which side of ``line``.
 
     Worker threads rest between runs, so neither waits for the other's to stop spinning. Programs with state
     read ``PROMPT`` tokens and write ``WRITTEN``.
@@ -98,7 +102,7 @@ def trial(built: Built, rival: Built, inputs: Arrays, *, threads: int | None) ->
 
     def is_clear(timings: Timings) -> bool:
         gain = timings.speedup(built.name, rival.name)
-        return gain.low > NOISE or gain.high < NOISE
+        return gain.low > line or gain.high < line
 
     if built.decoding is not None:
         tokens = built.decoding.tokens
@@ -150,6 +154,11 @@ class Trial:
         """Whether the pass costs time beyond the noise."""
         return self.gain.verdict == "slower" and self.gain.high < NOISE
 
+    @property
+    def pays(self) -> bool:
+        """Whether a pass that is off saves time beyond the noise."""
+        return self.gain.verdict == "faster" and self.gain.low > GAIN
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -160,6 +169,40 @@ class Verdict:
     without: frozenset[str]
     trials: tuple[Trial, ...]
     untried: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wider:
+    """A recipe with the passes added that paid, what it makes, and what was tried."""
+
+    recipe: Recipe
+    lowered: Lowered
+    built: Built
+    trials: tuple[Trial, ...] = ()
+
+
+def add_what_pays(
+    recipe: Recipe,
+    workbench: Workbench,
+    start: tuple[Lowered, Built],
+    inputs: Arrays,
+    *,
+    offers: Sequence[Pass],
+    without: frozenset[str],
+    threads: int | None,
+) -> Wider:
+    """Try the passes of ``offers`` that fire behind ``recipe``; those that save time beyond noise stay."""
+    found = Wider(recipe, *start)
+    for step in offers:
+        longer = replace(found.recipe, pipeline=(*found.recipe.pipeline, step))
+        lowered = longer.lower(without)
+        if step.name not in lowered.fired():
+            continue
+        built = workbench.optimized(lowered, f"with-{step.name}")
+        tried = Trial(step.name, trial(built, found.built, inputs, threads=threads, line=GAIN))
+        kept = (longer, lowered, built) if tried.pays else (found.recipe, found.lowered, found.built)
+        found = Wider(*kept, (*found.trials, tried))
+    return found
 
 
 def keep_what_pays(

@@ -23,6 +23,7 @@ from ..runtime.base import Model, Runner
 from ..runtime.chain import ChainModel
 from ..runtime.native import NativeModel
 from ..runtime.onnxruntime import OnnxRuntimeModel
+from ..runtime.row_by_row import is_row_by_row
 from ..runtime.stepwise import StepwiseRunner
 from ..runtime.tvm import TvmModel
 from .lower import Lowered
@@ -138,7 +139,10 @@ class Workbench:
             return ChainModel(tuple(parts), signature(program, entry), dims, target, name)
         kept = decoding.state if decoding is not None and decoding.entry == entry else ()
         state = {tensor.input: tensor.output for tensor in kept}
-        return self._alone(variant, entry, signature(program, entry), state, dims, name)
+        made = self._alone(variant, entry, signature(program, entry), state, dims, name)
+        if kept and decoding is not None and isinstance(made, OnnxRuntimeModel) and is_row_by_row(variant):
+            return replace(made, row_by_row=decoding.tokens)
+        return made
 
     def _part(self, variant: Variant, part: Segment, dims: Mapping[str, DimRange], name: str) -> Model:
         alone = replace(

@@ -12,7 +12,7 @@ from .cleanup import CLEANUP
 from .fusion import FUSION
 from .incremental import INCREMENTAL
 from .lowering.native import LOWER_NATIVE, NATIVE_BF16, NATIVE_FP16
-from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA
+from .lowering.onnxruntime import LOWER_CPU, LOWER_CUDA, TRY_CUDA, UseGroupQueryAttention
 from .lowering.tvm import LOWER_TVM
 from .lowrank import LOWRANK
 from .precision import BF16, INTEGERS, PRECISION, STORED, WEIGHTS
@@ -28,6 +28,10 @@ LOWERING: dict[str, Pipeline] = {
 }
 """Last stage, by device, or by backend where that has its own: into the operators it runs best. Where two
 take turns, each segment is lowered once it is cut."""
+
+
+TRIED: dict[str, Pipeline] = {"cuda": TRY_CUDA}
+"""By the lowering's key: passes behind it that pay on some machines and programs, and cost on others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
     level, native = options.opt, options.backend == "native"
     lowering = LOWERING.get(options.backend, LOWERING[options.target.device])
     cuda = options.target.device == "cuda"
+    if cuda and options.mesh.size > 1:  # ranks give all rows of a prompt to one run
+        lowering = tuple(step for step in lowering if step.name != UseGroupQueryAttention.name)
     blocks = options.backend in ("native", "tvm") or options.precision == "int4" or cuda
     weights = WEIGHTS.get(options.precision, WEIGHTS["int8"]) if blocks else INTEGERS
     bf16 = options.precision == "bf16"
@@ -65,9 +71,21 @@ def stages(options: CompileOptions) -> tuple[Stage, ...]:
         Stage(FUSION, on=level >= 2),
         Stage(BF16 if bf16 else PRECISION, on=options.narrows and cuda),
         Stage(lowering, on=level >= 2, required=True),
+        Stage(_tried(options), on=False),
         Stage(narrow, on=options.narrows and not cuda),
         Stage(CLEANUP, on=level >= 2),
     )
+
+
+def _tried(options: CompileOptions) -> Pipeline:
+    key = options.backend if options.backend in LOWERING else options.target.device
+    return TRIED.get(key, ()) if options.opt >= 2 else ()
+
+
+def offered(options: CompileOptions) -> Pipeline:
+    """Passes that are worth a try where they can be timed; not those that the user has decided on."""
+    named = {parse_pass_spec(spec)[0] for spec in (*options.enable, *options.disable)}
+    return tuple(step for step in _tried(options) if step.name not in named)
 
 
 def asked(options: CompileOptions) -> tuple[str, ...]:
@@ -116,7 +134,7 @@ def all_passes() -> dict[str, Pass]:
     """Every pass by name, with default options, in pipeline order."""
     weights = (SPARSITY, LOWRANK, INTEGERS, *WEIGHTS.values())
     halves = (PRECISION, BF16, *LOWERING.values(), *STORED.values())
-    rooms = (CLEANUP, RAISING, *weights, INCREMENTAL, FUSION, *halves)
+    rooms = (CLEANUP, RAISING, *weights, INCREMENTAL, FUSION, *halves, *TRIED.values())
     found: dict[str, Pass] = {}
     for step in (step for room in rooms for step in room):
         found.setdefault(step.name, step)

@@ -28,6 +28,11 @@ def translated(error: Exception, place: str, device: str = "cpu") -> CompileErro
     fact = re.sub(r"\s+", " ", fact) or type(error).__name__
     if type(error).__name__ == "NotImplemented":
         return UnsupportedError(where, fact, "compile for another target, or replace the operator")
+    if "batch_size must be 1 when sequence_length > 1" in text:
+        fact = "takes several tokens of several rows only where they fill the cache"
+        return CompileError(
+            where, fact, "give them row by row, or compile with --disable group-query-attention"
+        )
     if "allocate memory" in text or "bad_alloc" in text or isinstance(error, MemoryError):
         return CompileError(where, f"out of memory: {fact}", "give smaller inputs")
     return CompileError(where, fact)

@@ -26,6 +26,7 @@ from .device import described, is_foreign, on_gpu, run_device, run_values
 from .device_errors import device_failure
 from .messages import translated
 from .onnxruntime_memory import CAPTURE, REFUSED, OrtMemory
+from .row_by_row import joined, rows_of
 from .taps import computed, tapped, with_lengths_after
 from .tensors import address_of
 from .validate import Form, checked, form_of
@@ -49,8 +50,9 @@ class OnnxRuntimeModel:
 
     ``stepping``: the input of an entry with state that says how many tokens it holds, if the session is to
     run over the device's own memory: it may capture CUDA graphs, and has one more output (``AFTER``), that
-    input plus one. ``captures``: whether runs of an entry without state may be captured. ``weights``: the
-    weight file's path; ``held``: the same file opened before, used if the path is another file by now.
+    input plus one. ``captures``: whether runs of an entry without state may be captured. ``row_by_row``: the
+    input of tokens of an entry that takes several of one row only. ``weights``: the weight file's path;
+    ``held``: the same file opened before, used if the path is another file by now.
     """
 
     data: bytes
@@ -63,6 +65,7 @@ class OnnxRuntimeModel:
     place: str = "model"
     stepping: str | None = None
     captures: bool = False
+    row_by_row: str | None = None
 
     def open(
         self, threads: int | None = None, taps: Sequence[str] = (), *, resting: bool = False
@@ -96,7 +99,7 @@ class OnnxRuntimeRunner(Closing):
         self.outputs: Sequence[TensorSpec] = model.signature.outputs
         self.threads = cores() if threads is None else threads
         self._dims = model.dims
-        self._place = model.place
+        self._place, self._row_by_row = model.place, model.row_by_row
         data = tapped(model.data, taps) if taps else model.data
         data = data if model.stepping is None else with_lengths_after(data, model.stepping)
         start = time.perf_counter()
@@ -154,6 +157,8 @@ class OnnxRuntimeRunner(Closing):
         """
         stand_ins = {n: v if isinstance(v, np.ndarray) else described(v) for n, v in inputs.items()}
         checked(stand_ins, self.inputs, self._dims)
+        if self._row_by_row and (rows := rows_of(inputs, self.inputs, self._row_by_row)):
+            return joined([self.run_device(row) for row in rows])
         if self._captured and (found := run_tensors(self._captured, inputs, self.device)) is not None:
             return found
         with self._alone(), self._translated() as session:
@@ -179,6 +184,8 @@ class OnnxRuntimeRunner(Closing):
 
     def run_arrays(self, arrays: Arrays) -> Arrays:
         """``run`` without the checks, for inputs that ``check`` returned: what timing measures."""
+        if self._row_by_row and (rows := rows_of(arrays, self.inputs, self._row_by_row)):
+            return joined([self.run_arrays(row) for row in rows])
         captured = self._captured
         if captured and (found := captured.run(arrays, self.memory.write, self.memory.read)) is not None:
             return found

@@ -14,6 +14,7 @@ from ..compiler.options import Target
 from ..compiler.parallel.plan import PLAN
 from .base import Model, Runner
 from .parallel.options import ParallelOptions
+from .row_by_row import is_row_by_row
 
 Opener: TypeAlias = Callable[[Artifact, Variant, str, Entry, str], Model]
 
@@ -122,6 +123,7 @@ def _onnxruntime(artifact: Artifact, record: Variant, entry: str, signature: Ent
         place=place,
         stepping=decoding.lengths if decoding is not None and steps else None,
         captures=cuda and decoding is None,
+        row_by_row=decoding.tokens if decoding is not None and steps and is_row_by_row(record) else None,
     )
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -34,6 +35,7 @@ from miaotui.compiler.options import Target
 from miaotui.runtime.counters import counters_of
 
 EAGER, COMPILED, PLAIN = "transformers eager", "torch.compile", "plain export, ORT"
+STANDARD, NHWC = f"{OURS}, standard attention", f"{OURS}, NHWC"
 BITS4 = 4.5
 """Of a weight in 4 bits, with the scales of blocks of 32."""
 
@@ -82,9 +84,17 @@ TINY = _shape(300, 64, 96, 2, 4, 2)
 
 
 def language(
-    report: Report, name: str, precisions: tuple[str, ...] = (), backends: tuple[str, ...] = ()
+    report: Report,
+    name: str,
+    precisions: tuple[str, ...] = (),
+    backends: tuple[str, ...] = (),
+    *,
+    standard: bool = False,
 ) -> None:
-    """Decode and prefill of one shape. ``precisions``, ``backends``: of ours besides the usual."""
+    """Decode and prefill of one shape. ``precisions``, ``backends``: of ours besides the usual.
+
+    ``standard``: ours without GroupQueryAttention too.
+    """
     from support.big_llama import write_llama
 
     setting = report.setting
@@ -104,10 +114,12 @@ def language(
             except Exception as error:
                 report.add(Row(f"{name} decode", "all", label, note=reason(error)))
 
-        def ours(precision: str, backend: str = "ort") -> Engine:
-            return Ours(folder, setting.device, precision, backend)
+        def ours(precision: str, backend: str = "ort", disable: tuple[str, ...] = ()) -> Engine:
+            return Ours(folder, setting.device, precision, backend, disable)
 
         opened(OURS, lambda: ours(setting.precision))
+        if standard:
+            opened(STANDARD, lambda: ours(setting.precision, disable=("group-query-attention",)))
         for precision in precisions:
             opened(f"{OURS} {precision}", lambda p=precision: ours(p))  # type: ignore[misc]
         for backend in backends:
@@ -182,19 +194,31 @@ Others: TypeAlias = Callable[[Any], Samples]
 
 def fixed(
     report: Report, table: str, build: Callable[[], Any], inputs: Callable[[int], shared.Arrays],
-    others: Others = lambda fed: {},
+    others: Others = lambda fed: {}, enabled: Mapping[str, str] = MappingProxyType({}),
 ) -> None:  # fmt: skip
-    """An encoder or CNN in fp16, tensors on the device in and out. ``others``: timed with them."""
+    """An encoder or CNN in fp16, tensors on the device in and out. ``others``: timed with them.
+
+    ``enabled``: engines of ours with one more pass, by label.
+    """
     import torch
 
     setting = report.setting
     half = not setting.tiny
     for batch in setting.images:
         module, arrays = build().eval(), inputs(batch)
-        exe = miaotui.compile(
-            module, arrays, target=setting.device, precision="fp16" if half else "fp32", backend="ort",
-            verify=False, timing=0.0, keep_source=False, strict=False,
-        )  # fmt: skip
+
+        def ours(*enable: str, module: Any = module, arrays: Any = arrays) -> Any:
+            return miaotui.compile(
+                module, arrays, target=setting.device, precision="fp16" if half else "fp32", backend="ort",
+                verify=False, timing=0.0, keep_source=False, strict=False, enable=enable,
+            )  # fmt: skip
+
+        opened = {OURS: ours()}
+        for label, step in enabled.items():
+            try:
+                opened[label] = ours(step)
+            except Exception as error:
+                report.add(Row(table, f"batch {batch}", label, note=reason(error)))
         moved = module.to(setting.device)
         moved = moved.half() if half else moved
         given = {n: torch.from_numpy(a).to(setting.device) for n, a in arrays.items()}
@@ -215,13 +239,14 @@ def fixed(
         # operations of a pass: a multiplication and an addition for each weight and position it meets
         case = Case(table, f"batch {batch}", batch, operations(module, halved), "compute")
         samples: dict[str, Callable[[], object]] = {
-            OURS: partial(exe.run, fed),
+            **{label: partial(exe.run, fed) for label, exe in opened.items()},
             EAGER: called(moved),
             COMPILED: called(fast),
             **others(fed),
         }
         compare(report, case, samples)
-        exe.close()
+        for exe in opened.values():
+            exe.close()
         torch._dynamo.reset()
 
 
@@ -267,8 +292,9 @@ def encoder(report: Report, others: Others = lambda fed: {}) -> None:
 
 
 def cnn(report: Report, others: Others = lambda fed: {}) -> None:
-    """ResNet-50."""
-    fixed(report, "ResNet-50 fp16", *resnet(report.setting.tiny), others)
+    """ResNet-50, with channels last too."""
+    enabled = {NHWC: "prefer-nhwc"}
+    fixed(report, "ResNet-50 fp16", *resnet(report.setting.tiny), others, enabled)
 
 
 def accuracy(report: Report) -> None:
@@ -293,10 +319,10 @@ def accuracy(report: Report) -> None:
 
 SECTIONS: dict[str, tuple[float, Callable[[Report], None]]] = {
     "accuracy": (110, accuracy),
-    "smollm2": (100, lambda report: language(report, "smollm2")),
+    "smollm2": (100, lambda report: language(report, "smollm2", standard=True)),
     "cnn": (55, cnn),
     "encoder": (55, encoder),
-    "llama-1.1b": (90, lambda report: language(report, "llama-1.1b", ("int4",))),
+    "llama-1.1b": (90, lambda report: language(report, "llama-1.1b", ("int4",), standard=True)),
     "llama-8b": (170, lambda report: language(report, "llama-8b", ("int4",))),
 }
 """Seconds of each, 580 in all: accuracy, then the cheapest figures first."""

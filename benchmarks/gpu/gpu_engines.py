@@ -28,14 +28,19 @@ class Engine(Protocol):
 
 
 class Ours:
-    """A compiled folder; ``refusal``: why its steps are not captured, empty if they are."""
+    """A compiled folder; ``refusal``: why its steps are not captured, empty if they are.
 
-    def __init__(self, folder: Path, target: str, precision: str, backend: str = "ort") -> None:
+    ``disable``: passes to leave out.
+    """
+
+    def __init__(
+        self, folder: Path, target: str, precision: str, backend: str = "ort", disable: tuple[str, ...] = ()
+    ) -> None:
         self._exe = miaotui.compile(
             str(folder), target=target, precision=precision, backend=backend, verify=False, timing=0.0,
             keep_source=False, strict=False,
             # the weights are random: there is nothing to calibrate on
-            enable=("quantize-weights{method=rtn}",) if precision == "int4" else (),
+            enable=("quantize-weights{method=rtn}",) if precision == "int4" else (), disable=disable,
         )  # fmt: skip
         self._generator = self._exe.generator()
         self._decoder: Any = None

@@ -32,11 +32,7 @@ class Bucket:
         in_place: bool,
     ) -> None:  # fmt: skip
         self.memory, self.rows, self.capacity = memory, rows, capacity
-        states = [specs[state.input] for state in decoding.state]
-        self.sides: list[list[Buffer]] = [
-            [memory.empty(_shape(spec, rows, capacity), spec.dtype) for spec in states]
-            for _ in range(1 if in_place else 2)
-        ]
+        self.sides = _sides(memory, decoding, specs, rows, capacity, in_place)
         self.lengths = [Mirrored(memory, (rows,)) for _ in range(2)]
         self.tokens = [Mirrored(memory, (rows, 1)) for _ in range(2)]
         self.logits = Mirrored(memory, (rows, 1, decoding.vocabulary), specs[decoding.logits].dtype)
@@ -59,12 +55,21 @@ class Bucket:
 
 
 class Buckets:
-    """The buckets of one session. Whoever takes one has it alone until it is given back."""
+    """The buckets of one session. Whoever takes one has it alone until it is given back.
+
+    ``row_by_row``: a run takes several tokens of one row only, or of several rows if they fill the capacity.
+    """
 
     def __init__(
-        self, memory: Memory, decoding: Decoding, specs: Sequence[TensorSpec], *, in_place: bool
+        self,
+        memory: Memory,
+        decoding: Decoding,
+        specs: Sequence[TensorSpec],
+        *,
+        in_place: bool,
+        row_by_row: bool = False,
     ) -> None:
-        self.memory, self.decoding = memory, decoding
+        self.memory, self.decoding, self.row_by_row = memory, decoding, row_by_row
         self.specs = {spec.name: spec for spec in specs}
         self._in_place = in_place
         self._idle: list[Bucket] = []
@@ -89,6 +94,10 @@ class Buckets:
             self._idle.append(bucket)
             del self._idle[:-IDLE]
 
+    def sides(self, rows: int, capacity: int) -> list[list[Buffer]]:
+        """State tensors alone, of no bucket. Raises: DeviceError if there is no room."""
+        return _sides(self.memory, self.decoding, self.specs, rows, capacity, self._in_place)
+
     def graph(self) -> int | None:
         """The number of a graph to be captured; None if the session captures nothing, or no more."""
         with self._lock:
@@ -96,6 +105,16 @@ class Buckets:
                 return None
             self._graphs += 1
             return self._graphs
+
+
+def _sides(
+    memory: Memory, decoding: Decoding, specs: dict[str, TensorSpec], rows: int, capacity: int, in_place: bool
+) -> list[list[Buffer]]:
+    states = [specs[state.input] for state in decoding.state]
+    return [
+        [memory.empty(_shape(spec, rows, capacity), spec.dtype) for spec in states]
+        for _ in range(1 if in_place else 2)
+    ]
 
 
 def _shape(spec: TensorSpec, rows: int, capacity: int) -> tuple[int, ...]:

@@ -122,7 +122,10 @@ class DeviceDecoder:
         self.lengths[row] = length + len(source)
 
     def prefill_together(self, prompts: Sequence[Sequence[int]]) -> None:
-        """``prefill`` of all rows in one run, all empty: short prompts share a read of the weights."""
+        """``prefill`` of all rows in one run, all empty: short prompts share a read of the weights.
+
+        Where several rows have to fill their capacity, they do so in buffers of their own.
+        """
         lengths = np.array([len(ids) for ids in prompts], np.int64)
         longest = int(lengths.max())
         self.reserve(longest)
@@ -136,11 +139,17 @@ class DeviceDecoder:
         for mirror in (tokens, bucket.begins, bucket.ends):
             mirror.send()
         outputs = bucket.logits.buffer, bucket.tokens[self._turn].buffer
+        apart = self._buckets.row_by_row and self.rows > 1 and longest not in (1, bucket.capacity)
+        sides = self._buckets.sides(self.rows, longest) if apart else None
         self._run(
-            (0, self.rows), self._side, _flat(tokens.buffer, self.rows, longest), bucket.begins.buffer,
-            bucket.ends.buffer, outputs,
+            (0, self.rows), 0 if apart else self._side, _flat(tokens.buffer, self.rows, longest),
+            bucket.begins.buffer, bucket.ends.buffer, outputs, sides,
         )  # fmt: skip
-        self._flip()
+        if sides is None:
+            self._flip()
+        else:
+            for made, here in zip(sides[-1], bucket.sides[self._side], strict=True):
+                self._memory.grown(made, here)
         bucket.logits.written()
         bucket.tokens[self._turn].written()
         self.lengths[:] = lengths
@@ -236,16 +245,20 @@ class DeviceDecoder:
 
     def _run(
         self, rows: tuple[int, int], side: int, tokens: Buffer, lengths: Buffer, select: Buffer,
-        outputs: Sequence[Buffer] | None,
+        outputs: Sequence[Buffer] | None, sides: Sequence[Sequence[Buffer]] | None = None,
     ) -> None:  # fmt: skip
-        self._memory.run(self._bound(rows, side, tokens, lengths, select, outputs))
+        self._memory.run(self._bound(rows, side, tokens, lengths, select, outputs, sides=sides))
 
     def _bound(
         self, rows: tuple[int, int], side: int, tokens: Buffer, lengths: Buffer, select: Buffer,
         outputs: Sequence[Buffer] | None, after: Buffer | None = None,
+        sides: Sequence[Sequence[Buffer]] | None = None,
     ) -> object:  # fmt: skip
-        """Inputs and outputs of ``rows`` bound to where they lie; what is not bound is not returned."""
-        roles, sides = self._roles, self._bucket.sides
+        """Inputs and outputs of ``rows`` bound to where they lie; what is not bound is not returned.
+
+        ``sides``: of the state, if it is not the bucket's.
+        """
+        roles, sides = self._roles, self._bucket.sides if sides is None else sides
         small = {roles.tokens: tokens, roles.lengths: lengths, roles.select: select}
         past = {s.input: b.rows(*rows) for s, b in zip(roles.state, sides[side], strict=True)}
         constants = {name: buffer.rows(*rows) for name, buffer in self._constants.items()}

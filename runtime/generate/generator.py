@@ -12,6 +12,7 @@ from ...compiler.artifact import Artifact
 from ...compiler.errors import InputError, ToolError
 from ...compiler.reference import Array, Arrays
 from ..base import OnDevice, Runner
+from ..row_by_row import is_row_by_row
 from ..text import Tokenizer
 from .buckets import Buckets
 from .decoder import CHUNK, Decoder
@@ -45,6 +46,7 @@ class Generator:
         name, record = artifact.variant(variant)
         self.decoding = decoding_of(artifact.manifest, name)
         self._artifact, self._open, self._in_place = artifact, open_runner, is_in_place(record)
+        self._row_by_row = is_row_by_row(record)
         self._spare: TokenDecoder | None = None
         self._lock = threading.Lock()
 
@@ -59,7 +61,9 @@ class Generator:
         runner = self.runner
         assert isinstance(runner, OnDevice)
         specs = (*runner.inputs, *runner.outputs)
-        return Buckets(runner.memory, self.decoding, specs, in_place=self._in_place)
+        return Buckets(
+            runner.memory, self.decoding, specs, in_place=self._in_place, row_by_row=self._row_by_row
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

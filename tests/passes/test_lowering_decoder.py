@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from miaotui.compiler.ir.evaluate import evaluate
-from miaotui.compiler.options import Target
 from miaotui.compiler.program import Program
 from miaotui.passes.base import PassContext
 from miaotui.passes.cleanup import CLEANUP
@@ -119,12 +118,6 @@ def test_rotated_keys_alone_stay_outside() -> None:
 )
 def test_declines_heads_the_kernel_has_no_size_for(layers: Layers, why: str) -> None:
     assert why in reasons(run_pass(UseGroupQueryAttention(), layers.program()))
-
-
-def test_declines_on_cuda() -> None:
-    result = run_pass(UseGroupQueryAttention(), Layers().program(), PassContext(Target("cuda")))
-    assert not result.changed
-    assert "onnxruntime-gpu" in reasons(result)
 
 
 def test_layers_share_lengths_and_tables() -> None:

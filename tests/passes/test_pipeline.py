@@ -76,6 +76,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("BF16", ()), ("STORED", {"fp16": (), "bf16": ()}), ("WEIGHTS", {"int8": (Weights(),)}),
         ("INTEGERS", (Weights(),)),
         ("LOWERING", {"cpu": (Lower(), Legalize()), "cuda": (LowerCuda(),)}),
+        ("TRIED", {}),
     ):  # fmt: skip
         monkeypatch.setattr(pipelines, name, passes)
     yield

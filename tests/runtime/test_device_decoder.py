@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from miaotui.compiler.artifact import Artifact
-from miaotui.compiler.errors import DeviceError
+from miaotui.compiler.errors import CompileError, DeviceError
 from miaotui.runtime.device_memory import Buffer, Mirrored
 from miaotui.runtime.generate import GenerationOptions
 from miaotui.runtime.generate.buckets import Buckets
@@ -22,6 +23,7 @@ from miaotui.runtime.generate.generator import Generator
 from miaotui.runtime.onnxruntime import OnnxRuntimeModel, OnnxRuntimeRunner
 from miaotui.runtime.onnxruntime_memory import GRAPH, OrtMemory
 from miaotui.runtime.session import model_of
+from miaotui.runtime.stepwise import StepwiseRunner
 from support.decoders import Attention, Tiny, write_decoder
 
 IDS = list(b"Once upon a time")
@@ -63,7 +65,14 @@ class Recorded(OrtMemory):
 class Opened:
     """A small decoder's entry with state, opened as it is on a device."""
 
-    def __init__(self, folder: Path, tiny: Tiny, in_place: bool = True, captures: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tiny: Tiny,
+        in_place: bool = True,
+        captures: bool = False,
+        row_by_row: bool = False,
+    ) -> None:
         write_decoder(folder, tiny)
         self.artifact = Artifact(folder)
         model = model_of(self.artifact, entry="decode")
@@ -75,7 +84,7 @@ class Opened:
             ort, self.runner._session, "cpu", "CPUExecutionProvider", "m", captures=captures
         )
         decoding, specs = tiny.decoding(), (*self.runner.inputs, *self.runner.outputs)
-        self.buckets = Buckets(self.memory, decoding, specs, in_place=in_place)
+        self.buckets = Buckets(self.memory, decoding, specs, in_place=in_place, row_by_row=row_by_row)
 
     def decoder(self, rows: int = 1, capacity: int = 1) -> DeviceDecoder:
         return DeviceDecoder(self.buckets, rows=rows, capacity=capacity)
@@ -135,6 +144,76 @@ def test_prompts_in_one_run_and_drafts_equal_the_decoder_on_arrays(tmp_path: Pat
         single.tokens[0, 0] = 7
         single.step()
         assert int(single.tokens[0, 0]) == tiny.greedy([*IDS, 1, 7], 1)[0]
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_rows_of_a_kernel_that_takes_several_tokens_of_one_row_only(tmp_path: Path, in_place: bool) -> None:
+    tiny = Tiny("capacity")
+    prompts = [IDS, IDS[:4], IDS[:9]]
+    expected = [tiny.greedy(ids, 40) for ids in prompts]
+    with opened(tmp_path, tiny, in_place=in_place, row_by_row=True) as made:
+        together, alone = made.decoder(rows=3), made.decoder(rows=3)
+        together.prefill_together(prompts)
+        assert together.capacity == 64 > len(IDS)
+        for row, ids in enumerate(prompts):
+            alone.prefill(row, ids, chunk=5)
+        for decoder in (together, alone):
+            assert written(decoder, 40) == expected
+        alone.keep([2])
+        logits, _ = alone.extend([expected[2][-1], 1, 2])
+        assert logits == pytest.approx(tiny.logits([*IDS[:9], *expected[2], 1, 2])[-3:], abs=1e-3)
+
+
+def test_prompts_that_fill_the_buckets_or_are_one_token_need_no_buffers_of_their_own(tmp_path: Path) -> None:
+    tiny = Tiny("capacity")
+    with opened(tmp_path, tiny, row_by_row=True) as made:
+        decoder = made.decoder(rows=2)
+        for length in (64, 1):
+            decoder.lengths[:] = 0
+            decoder.prefill_together([list(range(length))] * 2)
+            before = len(made.memory.made)
+            decoder.lengths[:] = 0
+            decoder.prefill_together([list(range(length))] * 2)
+            assert len(made.memory.made) == before
+            assert decoder.tokens[:, 0].tolist() == tiny.greedy(list(range(length)), 1) * 2
+
+
+def test_such_a_kernel_refuses_what_it_would_compute_wrongly(tmp_path: Path) -> None:
+    with opened(tmp_path, Tiny("capacity"), row_by_row=False) as made:
+        decoder = made.decoder(rows=2)
+        with pytest.raises(CompileError, match=r"several rows only where they fill the cache.*row by row"):
+            decoder.prefill_together([IDS, IDS[:5]])
+
+
+def test_a_run_of_several_tokens_of_several_rows_is_cut_into_rows(tmp_path: Path) -> None:
+    tiny, random = Tiny("capacity"), np.random.default_rng(3)
+    write_decoder(tmp_path / "tiny.miaotui", tiny)
+    artifact = Artifact(tmp_path / "tiny.miaotui")
+    model = model_of(artifact, entry="decode")
+    assert isinstance(model, OnnxRuntimeModel)
+    ids = random.integers(0, 200, (3, 11))
+    with OnnxRuntimeRunner(replace(model, row_by_row="input_ids"), threads=1) as runner:
+        stepwise = StepwiseRunner(tiny.decoding(), runner)
+        found = stepwise.logits({"input_ids": ids})
+        tensors = {name: torch.from_numpy(array) for name, array in feeds(tiny, ids).items()}
+        assert runner.run_device(tensors)["logits"].numpy() == pytest.approx(
+            runner.run(feeds(tiny, ids))["logits"], abs=1e-6
+        )
+    assert found == pytest.approx(np.stack([tiny.logits(row.tolist()) for row in ids]), abs=1e-3)
+    with OnnxRuntimeRunner(model, threads=1) as plain, pytest.raises(CompileError, match="row by row"):
+        plain.run(feeds(tiny, ids))
+    artifact.close()
+
+
+def feeds(tiny: Tiny, ids: Any) -> dict[str, Any]:
+    """Of the entry with state, empty, with room for more tokens than ``ids`` are."""
+    state = np.zeros((len(ids), tiny.kv_heads, 32, tiny.width), np.float32)
+    return {
+        "input_ids": ids,
+        "past_lengths": np.zeros(len(ids), np.int64),
+        "select": np.full((len(ids), 1), ids.shape[1] - 1),
+        **{tensor.input: state for tensor in tiny.decoding().state},
+    }
 
 
 def test_a_step_allocates_nothing_moves_nothing_and_sends_nothing(tmp_path: Path) -> None:

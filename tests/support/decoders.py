@@ -24,14 +24,15 @@ VOCABULARY = 264
 """256 bytes, then ``<eos>``, ``<bos>``, ``<user>``, ``<assistant>``, ``<system>`` and three unused."""
 SPECIAL = ("<eos>", "<bos>", "<user>", "<assistant>", "<system>")
 
-Attention = Literal["gqa", "standard"]
+Attention = Literal["gqa", "capacity", "standard"]
 
 
 @dataclass(frozen=True)
 class Tiny:
     """A decoder: learned positions, ``layers`` of attention and ReLU MLP; weights from ``seed``.
 
-    ``attention``: com.microsoft GroupQueryAttention, or standard operators. ``ends``: whether it ever writes
+    ``attention``: com.microsoft GroupQueryAttention, with the capacity as total as on CUDA or with the exact
+    one, or standard operators. ``ends``: whether it ever writes
     a special token.
     """
 
@@ -149,9 +150,11 @@ class Tiny:
         x = self._with_source(b, w, b.op("Add", b.op("Gather", w["embed"], ids), position))
         presents: list[ir.Value] = []
         for i in range(self.layers):
-            if self.attention == "gqa":
+            if self.attention != "standard":
                 q, k, v = (b.op("MatMul", x, w[f"{n}{i}"]) for n in "qkv")
                 total = b.op("Add", b.op("ReduceMax", lengths, keepdims=0), tokens)
+                if self.attention == "capacity":
+                    total = b.op("Shape", past[2 * i], start=2, end=3)
                 each = b.op("Sub", b.op("Add", lengths, tokens), one)
                 y, *present = b.ops(
                     "GroupQueryAttention", q, k, v, past[2 * i], past[2 * i + 1],

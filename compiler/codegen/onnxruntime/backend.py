@@ -8,12 +8,12 @@ import onnx_ir as ir
 
 from ...errors import ModelError
 from ...options import Target
-from ...program import Program
+from ...program import LAYOUT, Program
 from ...weights import WeightStore
 from ..base import Build
 from . import kernels
-from .settings import settings_for
-from .state import SETTING, is_in_place
+from .settings import NHWC, settings_for
+from .state import ROW_BY_ROW, SETTING, is_in_place, is_row_by_row
 
 INLINE = 1024
 """Tensors of fewer bytes stay in the model: ONNX Runtime folds shapes only from those."""
@@ -56,10 +56,14 @@ class OnnxRuntimeBackend:
             entries[entry] = f"{entry}.onnx"
             (folder / entries[entry]).write_bytes(data)
         settings = settings_for(target)
-        if program.decoding is not None and is_in_place(
-            program.entries[program.decoding.entry], program.decoding
-        ):
-            settings[SETTING] = "1"
+        if target.device == "cuda" and any(m.metadata_props.get(LAYOUT) for m in program.entries.values()):
+            settings |= NHWC
+        if program.decoding is not None:
+            stepping = program.entries[program.decoding.entry]
+            if is_in_place(stepping, program.decoding):
+                settings[SETTING] = "1"
+            if target.device == "cuda" and is_row_by_row(stepping):
+                settings[ROW_BY_ROW] = "1"
         return Build(entries, settings)
 
 

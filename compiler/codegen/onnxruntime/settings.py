@@ -14,6 +14,10 @@ CUDA = {
 }
 
 
+NHWC = {"ep.cuda.prefer_nhwc": "1"}
+"""For programs that are marked so: the provider then transposes once around convolutions side by side."""
+
+
 def settings_for(target: Target) -> dict[str, str]:
     """Session options by name, ``session.*`` config entries and ``ep.<provider>.*`` options."""
     return {**COMMON, **(CUDA if target.device == "cuda" else {})}

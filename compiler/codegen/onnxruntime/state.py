@@ -1,4 +1,4 @@
-"""Whether past and present of an entry with state may be one buffer under ONNX Runtime."""
+"""How an entry with state may be run under ONNX Runtime: in place or not, with which rows together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from ...program import Decoding
 
 SETTING = "state.in_place"
 """Setting of a variant, ``"1"`` if past and present may be bound to the same memory."""
+
+ROW_BY_ROW = "state.row_by_row"
+"""Setting of a variant, ``"1"`` if a run takes several tokens of one row, or one token of several rows; of
+several rows several tokens only if they fill the capacity, and so are prompts of empty rows."""
+
+_NEW = 16
+"""The input of GroupQueryAttention that says how many of each row's tokens are new."""
 
 _DATA = {"GroupQueryAttention": {1: 3, 2: 4}, "ScatterElements": {0: 0}, "ScatterND": {0: 0}}
 """Output → input that its kernel leaves where it is if both are the same memory."""
@@ -21,6 +28,15 @@ def is_in_place(model: ir.Model, decoding: Decoding) -> bool:
     inputs = {value.name: value for value in model.graph.inputs}
     outputs = {value.name: value for value in model.graph.outputs}
     return all(_overwrites(inputs[s.input], outputs[s.output]) for s in decoding.state)
+
+
+def is_row_by_row(model: ir.Model) -> bool:
+    """Whether an attention in it would refuse several tokens of several rows behind a past."""
+    return any(
+        (node.domain, node.op_type) == ("com.microsoft", "GroupQueryAttention")
+        and (len(node.inputs) <= _NEW or node.inputs[_NEW] is None)
+        for node in model.graph.all_nodes()
+    )
 
 
 def _overwrites(past: ir.Value, present: ir.Value) -> bool:

@@ -11,6 +11,7 @@ from .gqa import UseGroupQueryAttention
 from .integers import UseIntegerKernels
 from .join import JoinBlocked
 from .linear import LinearToGemm
+from .nhwc import PreferNhwc
 from .residual import KeepLayerNorm
 from .rotary import LegalizeRotary
 from .skip_norm import FuseSkipNorm
@@ -39,6 +40,7 @@ GroupQueryAttention is taken for its cache in place."""
 LOWER_CUDA: tuple[Pass, ...] = (
     JoinBlocked(),
     UseBlockKernels(),
+    UseGroupQueryAttention(),
     ExpandCachedAttention(),
     BuiltInMask(),
     FlattenAttention(),
@@ -47,13 +49,18 @@ LOWER_CUDA: tuple[Pass, ...] = (
     FuseSkipNorm(),
 )
 """For the CUDA provider. Attention keeps its standard form, for which the provider chooses flash,
-memory-efficient or plain kernels (a built-in mask leaves it the choice). Blocked weights stay in their bits:
-a token reads them so, many tokens expand them once. SkipLayerNormalization and
-SkipSimplifiedLayerNormalization save launches; ONNX Runtime merges bias with Gelu, Sigmoid with Mul."""
+memory-efficient or plain kernels (a built-in mask leaves it the choice); over a cache of 16 bits it is
+GroupQueryAttention. Blocked weights stay in their bits: a token reads them so, many tokens expand them once.
+SkipLayerNormalization and SkipSimplifiedLayerNormalization save launches; ONNX Runtime merges bias with Gelu,
+Sigmoid with Mul."""
+
+TRY_CUDA: tuple[Pass, ...] = (PreferNhwc(),)
+"""For the CUDA provider, where they are timed and gain, or are asked for."""
 
 __all__ = [
     "LOWER_CPU",
     "LOWER_CUDA",
+    "TRY_CUDA",
     "BuiltInMask",
     "ExpandCachedAttention",
     "FlattenAttention",
@@ -62,6 +69,7 @@ __all__ = [
     "KeepLayerNorm",
     "LegalizeRotary",
     "LinearToGemm",
+    "PreferNhwc",
     "ReadTransposed",
     "UseBlockKernels",
     "UseGroupQueryAttention",

@@ -18,11 +18,15 @@ from ....compiler.program import Program, dim_of
 from ....compiler.reference import Array
 from ...base import NoMatch, Note, Pass, PassContext, PassResult, decline, import_domains
 from ..views import heads_of, is_swap, shape_constant
+from .gqa_lengths import Lengths, at_capacity, counted
 from .heads import Flat, constant_like, flat, merge_back
 from .rotary_table import table_of
 
-DTYPES = (ir.DataType.FLOAT,)
-"""dtypes of the CPU kernel that are not cast."""
+DTYPES = {"cpu": (ir.DataType.FLOAT,), "cuda": (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)}
+"""dtypes of each device's kernel; on the CPU those that it does not cast."""
+
+_WIDEST = 256
+"""Elements of a head up to which CUDA has fused kernels."""
 
 _PAIRS = 8
 """The kernel rotates pairs in multiples of this many, in heads of multiples of twice as many."""
@@ -32,11 +36,15 @@ _PAIRS = 8
 class UseGroupQueryAttention(Pass):
     """Run attention over a KV cache as GroupQueryAttention, rotary embedding inside, cache in place.
 
-    The number of new tokens goes in as ``query_seqlens``: without it the kernel takes several tokens behind
-    a past for one row only. Queries are scaled beforehand and ``head_sink`` is -inf, which changes nothing
-    in the result but the choice of kernel: onnxruntime 1.32 takes 270 µs for one token behind 2,048 (9 heads
-    of 64, 3 KV heads) in the kernel it chooses by itself, 118 in this one; for chunks up to 512 tokens both
-    are within 10 %.
+    CPU: the number of new tokens goes in as ``query_seqlens``: without it the kernel takes several tokens
+    behind a past for one row only. Queries are scaled beforehand and ``head_sink`` is -inf, which changes
+    nothing in the result but the choice of kernel: onnxruntime 1.32 takes 270 µs for one token behind 2,048
+    (9 heads of 64, 3 KV heads) in the kernel it chooses by itself, 118 in this one; for chunks up to 512
+    tokens both are within 10 %.
+
+    CUDA, fp16 and bf16: onnxruntime-gpu 1.31 has no ``query_seqlens``. The runtime therefore gives it chunks
+    of one row, one token of any rows, or prompts that fill the capacity (``state.row_by_row``). The kernel
+    reads of a cache what its rows hold, where the standard operators read all of its capacity.
     """
 
     name: ClassVar[str] = "group-query-attention"
@@ -46,14 +54,12 @@ class UseGroupQueryAttention(Pass):
         hits: list[Note] = []
         declined: list[Note] = []
         for model in program.entries.values():
-            shared = _Shared(program.context)
+            shared = _Shared(program.context, context.target.device)
             for node in tuple(model.graph):
                 if (node.domain, node.op_type) != (MIAOTUI, "CachedAttention"):
                     continue
                 at = Rewriter(node)
                 try:
-                    if context.target.device != "cpu":
-                        decline("onnxruntime-gpu 1.31 takes no chunks of several rows behind a past")
                     text = _rewrite(node, at, shared)
                 except NoMatch as left:
                     declined.append(Note(str(node.name), left.reason))
@@ -70,7 +76,8 @@ class _Shared:
     """What all layers of a graph read: lengths by past_lengths and tokens, tables by the values they hold."""
 
     context: int | None
-    lengths: dict[tuple[ir.Value, object], tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
+    device: str = "cpu"
+    lengths: dict[tuple[ir.Value, object], Lengths] = field(default_factory=dict)
     tables: dict[tuple[ir.Value | None, ...], Array | NoMatch] = field(default_factory=dict)
     stored: dict[tuple[ir.DataType, bytes], ir.Value] = field(default_factory=dict)
 
@@ -90,7 +97,17 @@ def _rewrite(node: ir.Node, at: Rewriter, shared: _Shared) -> str:
     query, key, value, past_key, past_value, lengths, *rest = node.inputs
     bias = rest[0] if rest else None
     assert query is not None and key is not None and value is not None and lengths is not None
-    heads, kv_heads, size = _sizes(query, key, value)
+    heads, kv_heads, size = _sizes(query, key, value, shared.device)
+    on_cpu = shared.device == "cpu"
+    if not on_cpu and bias is not None:
+        decline("CUDA's fused kernels take no bias")
+    if (
+        not on_cpu
+        and lengths.shape is not None
+        and isinstance(lengths.shape[0], int)
+        and lengths.shape[0] > 1
+    ):
+        decline(f"onnxruntime-gpu 1.31 takes prompts row by row, and the program {lengths.shape[0]} rows")
     why = ""
     rotation: _Rotation | None = None
     try:
@@ -105,31 +122,35 @@ def _rewrite(node: ir.Node, at: Rewriter, shared: _Shared) -> str:
     tables: Sequence[ir.Value | None] = (None, None)
     if rotation is not None:
         tables = [_stored(at, shared, t, query, n) for t, n in ((rotation.cos, "cos"), (rotation.sin, "sin"))]
-    parts = _projections(at, [p for p in plans if p is not None], _scale(node, size), (heads, kv_heads, size))
-    each, total, new = _lengths(at, query, parts[0], lengths, shared)
+    scale = _scale(node, size)
+    projected = [p for p in plans if p is not None]
+    parts = _projections(at, projected, scale if on_cpu else 1.0, (heads, kv_heads, size))
+    held = _lengths(at, query, parts[0], lengths, past_key, shared)
     softcap, window = node.attributes.get_float("softcap", 0.0), node.attributes.get_int("window", 0)
-    sink = constant_like(at, f"sink_{heads}", np.full(heads, -np.inf), query)
-    inputs = [*parts, past_key, past_value, each, total, *tables, None, _whole(at, bias, total), sink]
+    inputs = [*parts, past_key, past_value, held.last, held.total, *tables]
+    if on_cpu:
+        sink = constant_like(at, f"sink_{heads}", np.full(heads, -np.inf), query)
+        inputs += [None, _whole(at, bias, held.total), sink, None, None, None, None, held.new]
     results = at.ops(
         "GroupQueryAttention",
-        *inputs, None, None, None, None, new,
+        *inputs,
         outputs=3,
         domain="com.microsoft",
         num_heads=heads,
         kv_num_heads=kv_heads,
-        scale=1.0,
+        scale=1.0 if on_cpu else scale,
         softcap=softcap or None,
         local_window_size=window or None,
         do_rotary=int(rotation is not None) or None,
         rotary_interleaved=rotation.interleaved or None if rotation is not None else None,
-    )  # fmt: skip
+    )
     _replace(at, node, results, heads, size)
     packed = ", projections packed" if parts[1] is None else ""
     inside = ", rotation inside" if rotation is not None else why
     return f"{heads} heads over {kv_heads}{inside}{packed}"
 
 
-def _sizes(query: ir.Value, key: ir.Value, value: ir.Value) -> tuple[int, int, int]:
+def _sizes(query: ir.Value, key: ir.Value, value: ir.Value, device: str) -> tuple[int, int, int]:
     found, keys, values = heads_of(query), heads_of(key), heads_of(value)
     if found is None or keys is None or values is None:
         decline("number of heads or head size is not static")
@@ -137,8 +158,10 @@ def _sizes(query: ir.Value, key: ir.Value, value: ir.Value) -> tuple[int, int, i
         decline(f"values have heads of {values[1]}, keys of {found[1]}")
     if found[1] % 8:
         decline(f"the kernel wants heads of a multiple of 8, not of {found[1]}")
-    if query.dtype not in DTYPES:
-        decline(f"there is no CPU kernel for {query.dtype}")
+    if device != "cpu" and found[1] > _WIDEST:
+        decline(f"CUDA has fused kernels for heads of up to {_WIDEST}, not of {found[1]}")
+    if query.dtype not in DTYPES[device]:
+        decline(f"there is no {device.upper()} kernel for {query.dtype}")
     return found[0], keys[0], found[1]
 
 
@@ -201,34 +224,23 @@ def _stored(at: Rewriter, shared: _Shared, table: Array, like: ir.Value, name: s
 
 
 def _lengths(
-    at: Rewriter, query: ir.Value, part: ir.Value | None, lengths: ir.Value, shared: _Shared
-) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """int32: each row's length after this call minus one, the greatest of them, each row's new tokens.
-
-    ``part``: [batch, tokens, hidden], where the number of tokens is taken from.
-    """
+    at: Rewriter,
+    query: ir.Value,
+    part: ir.Value | None,
+    lengths: ir.Value,
+    past: ir.Value | None,
+    shared: _Shared,
+) -> Lengths:
+    """The lengths as the kernel takes them, once for all layers."""
+    assert past is not None
     tokens = None if query.shape is None else dim_of(query.shape[2])
     case = lengths, tokens if tokens is not None else query
-    if case in shared.lengths:
-        return shared.lengths[case]
-    batch = list(lengths.shape or [None])
-
-    def made(value: ir.Value, kind: ir.DataType, shape: Sequence[int | ir.SymbolicDim | None]) -> ir.Value:
-        value.type, value.shape = ir.TensorType(kind), ir.Shape(shape)
-        return value
-
-    long, short = ir.DataType.INT64, ir.DataType.INT32
-    count = made(at.op("Shape", part, start=1, end=2), long, [1])
-    after = made(at.op("Add", lengths, count), long, batch)
-    last = made(at.op("Sub", after, shape_constant(at, [1])), long, batch)
-    each = made(at.op("Cast", last, to=short), short, batch)
-    most = made(at.op("ReduceMax", after, keepdims=0), long, [])
-    total = made(at.op("Cast", most, to=short), short, [])
-    rows = made(at.op("Shape", lengths), long, [1])
-    spread = made(at.op("Expand", count, rows), long, batch)
-    new = made(at.op("Cast", spread, to=short), short, batch)
-    shared.lengths[case] = each, total, new
-    return each, total, new
+    if case not in shared.lengths:
+        if shared.device == "cpu":
+            shared.lengths[case] = counted(at, part, lengths)
+        else:
+            shared.lengths[case] = at_capacity(at, part, lengths, past, shared.context)
+    return shared.lengths[case]
 
 
 def _projections(
