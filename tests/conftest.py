@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -16,11 +18,16 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+SHARED = "MIAOTUI_TESTS_SHARED"
+"""Names the folder of this run, for the pytests that tests start."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with compiled_once(shared / "compiled"), kept_in(shared / "once"):
+    shared = Path(os.environ.get(SHARED) or (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base))
+    made = {SHARED: str(shared)}
+    with compiled_once(shared / "compiled"), kept_in(shared / "once"), patch.dict(os.environ, made):
         yield
 
 

@@ -8,7 +8,7 @@ import pytest
 from miaotui.frontends.load import load
 from support.models import MODELS
 from support.native_programs import build, opened
-from support.quick_c import quick
+from support.quick_c import plain
 from support.rewriting import operators
 from support.sessions import relative_error
 from support.stepping import lowered
@@ -23,7 +23,7 @@ def test_native_code_equals_the_framework(name: str, tmp_path: Path) -> None:
     imported = load(model.build(), inputs=model.inputs(batch=1))
     program = lowered(imported.program, backend="native")
     assert {"MatMul", "Gemm", "Attention"}.isdisjoint(operators(program))
-    build(program, tmp_path, quick())
+    build(program, tmp_path, plain())
     single = dict.fromkeys(model.sizes, 1)
     for threads in (1, 2):
         with opened(program, tmp_path, threads=threads) as runner:

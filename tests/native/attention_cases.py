@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,12 +126,7 @@ class Kernel:
     def __init__(self, folder: Path, isa: Isa, flags: Sequence[str] = ()) -> None:
         library = folder / "attention.so"
         toolchain = find_toolchain(isa)
-        preloaded = os.environ.pop("LD_PRELOAD", None)  # sanitizers, which the compiler does without
-        try:
-            toolchain.compile([HARNESS], library, [*toolchain.cpu(isa), *flags])
-        finally:
-            if preloaded is not None:
-                os.environ["LD_PRELOAD"] = preloaded
+        toolchain.compile([HARNESS], library, [*toolchain.cpu(isa), *flags])
         self._library = ctypes.CDLL(str(library))
         self._library.scratch_bytes.restype = ctypes.c_size_t
 

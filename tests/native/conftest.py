@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from miaotui.compiler.codegen.isa import ISAS, can_run
 from native.float_cases import Kernels
-from support.quick_c import quick
+from support.quick_c import plain
 
 
 @pytest.fixture(
@@ -13,4 +13,4 @@ from support.quick_c import quick
 )
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """Warnings are errors. A spec that is known only when it runs needs no -O3."""
-    return Kernels(tmp_path_factory.mktemp("float"), request.param, (*quick(), "-Werror"))
+    return Kernels(tmp_path_factory.mktemp("float"), request.param, (*plain(), "-Werror"))

@@ -19,7 +19,7 @@ from miaotui.compiler.dialect.fused_attention import fused_attention
 from miaotui.compiler.dialect.linear import normalized
 from miaotui.compiler.dialect.rotary import rotate
 from native.attention_cases import Array, Case, Kernel, restored, stored
-from support.quick_c import quick
+from support import quick_c
 
 TOLERANCE = {"": 1e-5, "float32": 1e-5, "float16": 2e-3, "int8": 2e-2}
 """Greatest error by the cache's dtype, against the range of the values."""
@@ -32,7 +32,7 @@ KERNELS = [isa for isa in ISAS.values() if can_run(isa)][: 1 if FLAGS else None]
 @pytest.fixture(scope="session", params=KERNELS, ids=lambda isa: isa.name)
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """Warnings are errors. A spec that is known only when it runs needs no -O3."""
-    return Kernel(tmp_path_factory.mktemp("attention"), request.param, (*quick(), "-Werror", *FLAGS))
+    return Kernel(tmp_path_factory.mktemp("attention"), request.param, (*quick_c.plain(), "-Werror", *FLAGS))
 
 
 def expected(case: Case) -> Array:

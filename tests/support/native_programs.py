@@ -21,11 +21,11 @@ from miaotui.passes.cleanup import CLEANUP
 from miaotui.passes.lowering.native import LOWER_NATIVE
 from miaotui.runtime.native import NativeModel, NativeRunner
 from support.numerics import scaled_error
-from support.quick_c import quick
+from support.quick_c import plain
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
-CHECKED = (*quick(), "-Werror", *os.environ.get("MIAOTUI_TEST_CFLAGS", "").split())
+CHECKED = (*plain(), "-Werror", *os.environ.get("MIAOTUI_TEST_CFLAGS", "").split())
 """Compiled for tests: warnings are errors; optimizing would take longer than running."""
 
 

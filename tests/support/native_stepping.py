@@ -18,7 +18,7 @@ from miaotui.runtime.native import NativeRunner
 from support.language_models import VOCABULARY
 from support.native_programs import build, opened
 from support.numerics import scaled_error
-from support.quick_c import quick
+from support.quick_c import plain
 from support.stepping import Array, Stepper
 
 
@@ -45,7 +45,7 @@ def native_stepper(program: Program, folder: Path, threads: int = 1) -> Iterator
     assert decoding is not None
     names = [name for name in (decoding.entry, decoding.encoder) if name is not None]
     small = replace(program, entries={name: program.entries[name] for name in names})
-    build(small, folder, quick())
+    build(small, folder, plain())
     with ExitStack() as stack:
         runners = [stack.enter_context(opened(small, folder, name, threads)) for name in names]
         yield NativeStepper(decoding, runners[0], runners[1] if len(runners) > 1 else None)
