@@ -20,8 +20,9 @@ STORED = f"{_BYTES}32"
 BLOCKS = (32, 64, 128)
 """Columns that share a scale in 4 bits."""
 
-WIDE = 128
-"""The same in 8 bits, where 8.25 bits a weight with its scale, not 9, are worth a little error."""
+EIGHTS = (16, 32, 64, 128)
+"""The same in 8 bits, where a mix is made: 10 bits a weight with its scale, 9, 8.5 or 8.25. Without finer
+blocks than 32 a mix of 9 bits a weight has nothing to spend on weights that matter most but float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,10 @@ def _offers(step: Pass, precision: str) -> list[tuple[str, str, str]]:
         return [("", name, OFF), ("int8 activations", name, "")]
     if name != "quantize-weights":
         return [("", name, OFF), (_label(step), name, "")]
-    found = [("", name, OFF), ("int8 g32", name, STORED)]
+    found = [("", name, OFF)]
     if precision != "int4":
-        return found
-    found.append((f"int8 g{WIDE}", name, f"{_BYTES}{WIDE}"))
+        return [*found, ("int8 g32", name, STORED)]
+    found += [(f"int8 g{block}", name, f"{_BYTES}{block}") for block in EIGHTS]
     for block in BLOCKS:
         found.append((f"int4 g{block}", name, f"bits=4,output=4,table=8,block={block}"))
         found.append((f"int4 g{block} table", name, f"bits=4,output=4,table=4,block={block}"))
