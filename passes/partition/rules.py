@@ -10,9 +10,9 @@ import onnx_ir as ir
 from ...compiler.ir.constants import constant
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.reference import Array
-from ..sparsity.flow import Blocked, Flow, Found, Rule, dims, rank, size
+from ..sparsity.flow import Blocked, Flow, Found, Rule, rank, size
 from ..sparsity.flow_layers import RULES as LAYERS
-from ..sparsity.flow_moves import reshaped
+from ..sparsity.flow_moves import across
 from .heads import HEADS
 
 X, W, Y = 0, 1, -1
@@ -148,15 +148,9 @@ def _reshape(node: ir.Node, flow: Flow) -> Found:
     if constant(node.inputs[1]) is not None:
         yield from LAYERS["Reshape"].spread(node, flow)
         return
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
-    for here, there, slot in ((x, y, X), (y, x, Y)):
-        for axis, units in flow.at(node, slot).items():
-            found = reshaped(units, axis, dims(here), dims(there))
-            if found is None:
-                raise Blocked(f"Reshape {node.name} mixes them with other axes")
-            _part(node, found[0] if slot == X else axis)
-            yield ~slot, *found
+    yield from across(node, flow)
+    for axis in flow.at(node, Y):
+        _part(node, axis)
 
 
 def _part(node: ir.Node, axis: int) -> tuple[ir.Node, int, int]:

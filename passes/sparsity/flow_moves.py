@@ -24,6 +24,13 @@ def _transpose(node: ir.Node, flow: Flow) -> Found:
 
 
 def _reshape(node: ir.Node, flow: Flow) -> Found:
+    yield from across(node, flow)
+    if node.op_type == "Reshape":
+        integers(node, 1)
+
+
+def across(node: ir.Node, flow: Flow) -> Found:
+    """From either side of a Reshape to the other, whatever its sizes are made of. Raises: Blocked."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     for here, there, slot in ((x, y, X), (y, x, Y)):
@@ -32,8 +39,6 @@ def _reshape(node: ir.Node, flow: Flow) -> Found:
             if found is None:
                 raise Blocked(f"{node.op_type} {node.name} mixes them with other axes")
             yield ~slot, *found
-    if node.op_type == "Reshape":
-        integers(node, 1)
 
 
 def _cut_reshape(node: ir.Node, flow: Flow, at: Rewriter) -> None:
