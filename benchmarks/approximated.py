@@ -177,14 +177,16 @@ def sentences(program: Program, text: str) -> list[Arrays]:
     return made
 
 
-def arguments(about: str | None, *parts: str) -> argparse.Namespace:
+def arguments(about: str | None, *parts: str, legs: Sequence[str] = ()) -> argparse.Namespace:
     """What a benchmark of real weights is told: which part, how much text, and whether to measure anew.
 
-    ``parts``: further ones that it has.
+    ``parts``: further ones that it has. ``legs``: what it builds and times, which ``--only`` chooses from.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--part", choices=("accuracy", *parts, "timing", "all"), default="all")
     parser.add_argument("--windows", type=int, default=8, help="of 512 tokens, for SmolLM2")
     parser.add_argument("--threads", type=int, help="of the accuracy part")
     parser.add_argument("--known", action="store_true", help="tell what was measured, measure no errors")
+    if legs:
+        parser.add_argument("--only", nargs="+", choices=legs, default=legs, help="what is built and timed")
     return parser.parse_args()

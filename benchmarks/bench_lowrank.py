@@ -15,11 +15,12 @@ import miaotui
 from approximated import WORK, Case, arguments, minilm_scores, smollm2_scores
 from bench_decode import hugging_face_folder
 from bench_encoder import TOKENS, inputs_of, minilm
-from bench_structured import BACKENDS, NEAR, NEW, PROMPT, Row, raced, store, timing_table, written
+from bench_structured import NEAR, NEW, Row, raced, store, timing_table, written
 from engines import Ours
 from miaotui.passes.base import PassContext
 from miaotui.passes.lowrank import FactorWeights
 from perplexity import Score
+from structured_forms import BACKENDS, PROMPT
 
 RANKS = (0.9, 0.7, 0.5, 0.3)
 HEAD = "keep=lm_head"

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import approximated
 import interleave as shared
 import miaotui
 from approximated import WORK, Case, arguments, minilm_scores, smollm2_scores
-from bench_decode import hugging_face_folder
-from bench_encoder import TOKENS, bert, inputs_of, minilm
+from bench_encoder import TOKENS, inputs_of
 from engines import Ours
-from miaotui.compiler.cost import program_cost
 from miaotui.compiler.options import Target
-from miaotui.compiler.program import Program
 from miaotui.runtime.conditions import conditions
 from miaotui.runtime.timing import SETTLE, interleave
 from perplexity import Score
+from structured_forms import FORMS, LEGS, PROMPT, build, folder_of, shares
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 METHODS = ("surgeon", "moment", "magnitude")
-FORMS = {"dense": None, "channels 30%": "channels:0.3", "heads 25%": "heads:0.25"}
-BACKENDS = ("native", "ort")
-PROMPT, NEAR, NEW = 128, 16, 16
+NEAR, NEW, LONG = 16, 16, 48
+"""Tokens: of a short prompt, and written behind it."""
 
 
 def channels(share: float, method: str = "surgeon") -> Case:
@@ -46,18 +41,23 @@ SMOLLM2 = (
     channels(0.3, "magnitude"), channels(0.1, "magnitude"), channels(0.3, "moment"), channels(0.1, "moment"),
     *(heads(1 / 3, method, groups) for groups in ("whole", "each") for method in ("surgeon", "magnitude")),
     Case("channels 30%, then int8", ("prune-channels", "quantize-weights")),
+    Case("heads 33% and channels 30%, surgeon", ("prune-heads{share=0.25}", "prune-channels")),
 )  # fmt: skip
 """Three KV heads of three query heads each: a third is the least that can go."""
 
 MINILM = (
     *(channels(share, method) for method in METHODS for share in SHARES),
     *(heads(share, method) for method in METHODS for share in (0.1, 0.25, 0.5)),
+    Case("heads 25% and channels 30%, surgeon", ("prune-heads", "prune-channels")),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Milliseconds of one form; ``ratio`` of speed against the dense one under the same backend."""
+    """Milliseconds of one form; ``ratio`` of speed against the dense one under the same backend.
+
+    ``left``: the share of the dense form's operations that it has, where that is known.
+    """
 
     case: str
     backend: str
@@ -67,101 +67,77 @@ class Row:
     ratio: float
     low: float
     high: float
+    left: float | None = None
 
 
-def raced(case: str, backend: str, threads: int, runs: Mapping[str, Callable[[], Any]]) -> Iterator[Row]:
-    """Rows of one race."""
-    timings = interleave(runs, 60, seconds=5.0 * len(runs), settle=SETTLE if threads > 1 else 0.0)
+def raced(
+    case: str, backend: str, threads: int, runs: Mapping[str, Callable[[], Any]], seconds: float = 5.0
+) -> Iterator[Row]:
+    """Rows of one race, which takes up to ``seconds`` for each form."""
+    limit, settle = seconds * len(runs), SETTLE if threads > 1 else 0.0
+    timings = interleave(runs, 60, seconds=limit, settle=settle)
     for form in runs:
-        speed = timings.speedup(form, "dense")
-        row = Row(
-            case,
-            backend,
-            threads,
-            form,
-            timings.latency(form).median * 1e3,
-            speed.ratio,
-            speed.low,
-            speed.high,
-        )
-        print(f"  {case}, {backend}, {threads} threads: {form} {row.median:.2f} ms {speed}")
-        yield row
+        speed, median = timings.speedup(form, "dense"), timings.latency(form).median * 1e3
+        print(f"  {case}, {backend}, {threads} threads: {form} {median:.2f} ms {speed}", flush=True)
+        yield Row(case, backend, threads, form, median, speed.ratio, speed.low, speed.high)
 
 
-def encoder(name: str, build: Callable[[], Any]) -> Iterator[Row]:
+def encoder(name: str, model: str, backend: str) -> Iterator[Row]:
     """One sentence of TOKENS tokens."""
-    module, inputs = build(), inputs_of(1, TOKENS)
-    for backend in BACKENDS:
-        with ExitStack() as stack:
-            made = {
-                form: stack.enter_context(
-                    shared.compiled(
-                        module,
-                        inputs_of(2, 11),
-                        {},
-                        backend=backend,
-                        sparsity=asked,
-                        timing=0.0,
-                        keep_source=False,
-                    )
-                )
-                for form, asked in FORMS.items()
-            }
-            for threads in shared.thread_counts():
-                runs = {form: partial(exe.runner(threads=threads).run, inputs) for form, exe in made.items()}
-                yield from raced(f"{name}, 1 x {TOKENS}", backend, threads, runs)
+    inputs, left = inputs_of(1, TOKENS), shares(model)["encode"]
+    with ExitStack() as stack:
+        made = {
+            form: stack.enter_context(miaotui.open(folder_of(f"{model}-{backend}", form))) for form in FORMS
+        }
+        for threads in shared.thread_counts():
+            runs = {form: partial(exe.runner(threads=threads).run, inputs) for form, exe in made.items()}
+            for row in raced(f"{name}, 1 x {TOKENS}", backend, threads, runs, 7.0):
+                yield replace(row, left=left[row.form])
 
 
-def decoder() -> Iterator[Row]:
+def decoder(backend: str) -> Iterator[Row]:
     """SmolLM2: a prompt, and tokens behind a short one."""
     ids = [7 + index * 37 % 4000 for index in range(PROMPT)]
-    source = hugging_face_folder(WORK / "smollm2")
-    for backend in BACKENDS:
-        with tempfile.TemporaryDirectory() as folder:
-            for index, asked in enumerate(FORMS.values()):
-                options: dict[str, Any] = {"sparsity": asked, "verify": False, "keep_source": False}
-                miaotui.compile(
-                    source, output=f"{folder}/{index}", backend=backend, timing=0.0, **options
-                ).close()
-            for threads in shared.thread_counts():
-                engines = {
-                    form: Ours(Path(folder, str(index)), threads, 2 * PROMPT)
-                    for index, form in enumerate(FORMS)
-                }
-                prefill = {form: partial(engine.prefill, ids) for form, engine in engines.items()}
-                decode = {form: partial(written, engine, ids) for form, engine in engines.items()}
-                yield from raced(f"SmolLM2, prompt of {PROMPT}", backend, threads, prefill)
-                yield from raced(f"SmolLM2, {NEW} tokens behind {NEAR}", backend, threads, decode)
-                del engines, prefill, decode
+    for threads in shared.thread_counts():
+        engines = {form: Ours(folder_of(f"smollm2-{backend}", form), threads, 2 * PROMPT) for form in FORMS}
+        prefill = {form: partial(engine.prefill, ids) for form, engine in engines.items()}
+        decode = {form: partial(written, engine, ids, LONG) for form, engine in engines.items()}
+        for case, kind, runs, seconds in (
+            (f"SmolLM2, prompt of {PROMPT}", "prompt", prefill, 8.0),
+            (f"SmolLM2, {LONG} tokens behind {NEAR}", "decode", decode, 25.0),
+        ):
+            for row in raced(case, backend, threads, runs, seconds):
+                yield replace(row, left=shares("smollm2")[kind][row.form])
+        del engines, prefill, decode, runs
 
 
-def written(engine: Ours, ids: Sequence[int]) -> None:
-    """NEW tokens behind NEAR."""
+def written(engine: Ours, ids: Sequence[int], new: int = NEW) -> None:
+    """``new`` tokens behind NEAR."""
     engine.prefill(ids[:NEAR])
-    for _ in range(NEW - 1):
+    for _ in range(new - 1):
         engine.step()
 
 
-def mlp_share(program: Program, sizes: Mapping[str, int]) -> tuple[float, float]:
-    """Of all operations: those of the layers whose channels can go; what is left of all without 30 %."""
-    whole = program_cost(program, sizes).flops
-    half, _ = approximated.approximated(program, channels(0.5, "magnitude"), {})
-    cut, _ = approximated.approximated(program, channels(0.3, "magnitude"), {})
-    return 2 * (1 - program_cost(half, sizes).flops / whole), program_cost(cut, sizes).flops / whole
+def timed(leg: str) -> Iterator[Row]:
+    """Rows of a model under a backend."""
+    model, _, backend = leg.partition("-")
+    if model == "smollm2":
+        yield from decoder(backend)
+    else:
+        yield from encoder({"minilm": "MiniLM", "bert": "BERT-base"}[model], model, backend)
 
 
-def shares() -> list[str]:
-    """One line a model."""
-    lines = []
-    for name, program, names in (
-        ("SmolLM2, prompt of 128", approximated.smollm2().program, {"batch": 1, "sequence": 128}),
-        ("MiniLM, 1 x 128", approximated.minilm(), {"batch": 1, "sequence": 128}),
-    ):
-        share, left = mlp_share(program, names)
-        lines.append(
-            f"- {name}: {share:.0%} of the operations are the MLPs', {left:.0%} are left without 30 %"
-        )
-    return lines
+def with_stored(rows: Sequence[Row]) -> list[Row]:
+    """``rows``, and in their place those stored of other races."""
+    file = shared.RESULTS / "structured.json"
+    stored = [Row(**row) for row in json.loads(file.read_text("utf-8"))["rows"]] if file.is_file() else []
+    anew = {(row.case, row.backend) for row in rows}
+    known = [row for row in stored if (row.case, row.backend) not in anew and row.left is not None]
+    names = ("MiniLM", "BERT", "SmolLM2")
+    return sorted(
+        [*known, *rows],
+        key=lambda r: (next(i for i, n in enumerate(names) if r.case.startswith(n)), r.backend, r.threads),
+    )
 
 
 def accuracy(windows: int, threads: int | None, known: bool) -> list[str]:
@@ -194,30 +170,30 @@ def timing_table(rows: Sequence[Row]) -> list[str]:
     """Time falls by 1 - 1/ratio."""
     lines = ["| case | backend | threads | form | median ms | speed against dense [CI95] | time falls by |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    lines += [
+    left = [f" {r.left:.0%} |" if r.left is not None else "" for r in rows]
+    if any(left):
+        lines = [lines[0] + " operations left |", lines[1] + "---|"]
+    return lines + [
         f"| {r.case} | {r.backend} | {r.threads} | {r.form} | {r.median:.2f} "
-        f"| {r.ratio:.3f} [{r.low:.3f}, {r.high:.3f}] | {1 - 1 / r.ratio:.0%} |"
-        for r in rows
+        f"| {r.ratio:.3f} [{r.low:.3f}, {r.high:.3f}] | {1 - 1 / r.ratio:.0%} |{share}"
+        for r, share in zip(rows, left, strict=True)
     ]
-    return lines
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, "build", legs=LEGS)
     if options.part in ("accuracy", "all"):
-        lines = [
-            *accuracy(options.windows, options.threads, options.known),
-            "",
-            "The model's operations:",
-            "",
-            *shares(),
-        ]
+        lines = accuracy(options.windows, options.threads, options.known)
         store("structured-accuracy", "What removing channels and heads in one shot costs real weights", lines)
+    if options.part != "accuracy":
+        build(options.only)
     if options.part in ("timing", "all"):
-        rows = [*encoder("MiniLM", minilm), *encoder("BERT-base", bert), *decoder()]
+        rows = with_stored([row for leg in options.only for row in timed(leg)])
         lines = [
-            "Float32; 30 % of all MLP channels, or a quarter of all attention heads (of SmolLM2's three KV "
-            "heads one), removed; before and after interleaved in one process.", "", *timing_table(rows),
+            "Float32; 30 % of all MLP channels, a quarter of all attention heads (of SmolLM2's three KV "
+            "heads one), or both removed; before and after interleaved in one process. 30 % of the channels "
+            "are less of the whole model: what is left of its operations is what time can fall to.", "",
+            *timing_table(rows),
         ]  # fmt: skip
         store("structured", "Channels and heads removed: time", lines, [asdict(row) for row in rows])
 
