@@ -15,7 +15,7 @@ from pathlib import Path
 from miaotui.compiler.codegen.tvm import cuda
 from miaotui.compiler.codegen.tvm.cuda_toolkit import find_nvcc, toolkit_of
 
-from .cuda_on_cpu import translated
+from .cuda_on_cpu import FLAGS, included, translated
 
 HERE = Path(__file__).parent
 
@@ -98,7 +98,7 @@ def device(folder: Path) -> Device:
 
 def host_library(code: str, folder: Path) -> bytes:
     """A library with all kernels of CUDA C++, for ``cuda_device.cpp``."""
-    include, parts = toolkit_of(find_nvcc()) / "include", ['#include "cuda_on_cpu.h"\n']
+    parts = ['#include "cuda_on_cpu.h"\n']
     for found in _KERNEL.finditer(code):
         text = translated(re.sub(r"__shared__ (alignas\(\d+\))", r"\1 static", found[0]))
         types = [re.sub(r"__restrict__", "", p).rsplit(" ", 1)[0].strip() for p in found[2].split(",") if p]
@@ -112,14 +112,13 @@ def host_library(code: str, folder: Path) -> bytes:
         )
     source, library = folder / "kernels.cpp", folder / "kernels.so"
     source.write_text("".join(parts))
-    _build(source, library, f"-I{HERE}", f"-I{include}")
+    _build(source, library, *included())
     return library.read_bytes()
 
 
 def _build(source: Path, library: Path, *options: str) -> None:
-    flags = ["-O0", "-std=c++17", "-w", "-shared", "-fPIC"]
     done = subprocess.run(
-        ["g++", *flags, str(source), "-o", str(library), *options],
+        ["g++", *FLAGS, "-shared", str(source), "-o", str(library), *options],
         capture_output=True,
         text=True,
         check=False,

@@ -21,9 +21,13 @@ from miaotui.compiler.codegen.tvm.kernels import Kernel
 from miaotui.compiler.codegen.tvm.target import spelled
 from miaotui.compiler.codegen.tvm.versions import require_tvm
 from miaotui.compiler.options import Target
+from support.once import once
 
 Array = np.ndarray[Any, Any]
 NUMPY = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "bool": np.bool_}
+
+HERE, HEADER = Path(__file__).parent, "cuda_on_cpu.h"
+FLAGS = ("-O0", "-std=c++17", "-w", "-fPIC")
 
 _ASM = re.compile(r'__asm__ __volatile__\(\s*((?:"[^"]*"\s*)+):(.*?):(.*?)\);', re.DOTALL)
 _OPERAND = re.compile(r'"=?[rf]"\((.*?)\)(?=\s*(?:,\s*"|$))', re.DOTALL)
@@ -64,17 +68,7 @@ class OnCpu:
             + 'extern "C" void run(void **a, int x, int y, int z, int threads, size_t shared) '
             + "{ run_grid(call, a, x, y, z, threads, shared); }\n"
         )
-        include = toolkit_of(find_nvcc()) / "include"
-        options = [
-            "-O0",
-            "-std=c++17",
-            "-w",
-            "-shared",
-            "-fPIC",
-            f"-I{Path(__file__).parent}",
-            f"-I{include}",
-        ]
-        subprocess.run(["g++", *options, str(source), "-o", str(library)], check=True)
+        subprocess.run(["g++", *FLAGS, "-shared", *included(), str(source), "-o", str(library)], check=True)
         self._run = ctypes.CDLL(str(library)).run
 
     def __call__(self, grid: Sequence[int], **arguments: Array | int) -> None:
@@ -89,6 +83,18 @@ class OnCpu:
         self._run(
             (ctypes.c_void_p * len(pointers))(*pointers), *grid, self.threads, ctypes.c_size_t(self._shared)
         )
+
+
+def included() -> list[str]:
+    """Where ``cuda_on_cpu.h`` and CUDA's headers are found: compiled already, they take most of the time."""
+
+    def compile_header(folder: Path) -> None:
+        folder.mkdir()
+        command = ["g++", *FLAGS, *plain, "-x", "c++-header", str(HERE / HEADER)]
+        subprocess.run([*command, "-o", str(folder / f"{HEADER}.gch")], check=True)
+
+    plain = [f"-I{HERE}", f"-I{toolkit_of(find_nvcc()) / 'include'}"]
+    return [f"-I{once('cuda_on_cpu', compile_header)}", *plain]
 
 
 def translated(text: str) -> str:

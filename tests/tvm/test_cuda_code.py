@@ -31,8 +31,9 @@ COMPILE = """
 import sys
 from pathlib import Path
 from test_cuda_code import compiled
-for kernel in compiled(sys.argv[1], Path(sys.argv[2])):
-    print(kernel)
+for arch in sys.argv[2:]:
+    for kernel in compiled(arch, Path(sys.argv[1], arch + ".so")):
+        print(kernel)
 """
 
 
@@ -50,21 +51,37 @@ def compiled(arch: str, path: Path) -> list[DeviceKernel]:
     return with_dynamic(made.kernels, module)
 
 
-@nvcc
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_library_holds_machine_code_with_tensor_core_instructions(arch: str, tmp_path: Path) -> None:
-    # In a process of its own: on a machine without a driver its stand-in stays loaded.
-    path = tmp_path / "kernels.so"
+def apart(code: str, *arguments: str) -> list[str]:
+    """What ``code`` prints in a process of its own: without a driver its stand-in stays loaded in one."""
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, arch, str(path)],
+        [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    listed = done.stdout.splitlines()
-    assert len(listed) == 2
-    assert all(f"arch='{arch}'" in line and "spilled=0" in line for line in listed)
+    return done.stdout.splitlines()
+
+
+ARCHS = ("sm_80", "sm_90")
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder of a library for each of ARCHS, and its kernels line by line."""
+    folder = tmp_path_factory.mktemp("libraries")
+    return folder, apart(COMPILE, str(folder), *ARCHS)
+
+
+@nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+def test_library_holds_machine_code_with_tensor_core_instructions(
+    arch: str, libraries: tuple[Path, list[str]]
+) -> None:
+    path = libraries[0] / f"{arch}.so"
+    listed = [line for line in libraries[1] if f"arch='{arch}'" in line]
+    assert len(listed) == 2 and len(libraries[1]) == 2 * len(ARCHS)
+    assert all("spilled=0" in line for line in listed)
     assert "dynamic=25600)" in listed[1] or "dynamic=25600)" in listed[0]
     assert len(fatbins_in(path)) == 1
     assert b"__global__" not in path.read_bytes()
@@ -82,23 +99,37 @@ def test_library_holds_machine_code_with_tensor_core_instructions(arch: str, tmp
 ENCODER = """
 import sys
 from pathlib import Path
-from test_cuda_code import encoder
-encoder(sys.argv[1], Path(sys.argv[2]))
+from test_cuda_code import encoders
+encoders(Path(sys.argv[1]))
 """
 
 
-def encoder(precision: str, folder: Path) -> None:
-    """BERT's golden model as a library in ``folder``."""
+def encoders(folder: Path) -> None:
+    """BERT's golden model as libraries below ``folder``, one for each of HALVES."""
     import miaotui
+    from miaotui.driver import compilation
+    from miaotui.frontends.load import load
     from support.models import MODELS
 
     golden = MODELS["bert"]
-    options = {"target": "cuda:sm_90", "backend": "tvm", "precision": precision}
-    given = golden.inputs(batch=1)
-    with miaotui.compile(
-        golden.build(), given, **options, verify=False, keep_source=False, timing=0.0
-    ) as executable:
-        executable.save(folder)
+    model, given = golden.build(), golden.inputs(batch=1)
+    imported = load(model, inputs=given)
+    compilation.load = lambda *_: imported
+    options = {"target": "cuda:sm_90", "backend": "tvm", "verify": False, "keep_source": False, "timing": 0.0}
+    for precision in HALVES:
+        with miaotui.compile(model, given, precision=precision, **options) as executable:
+            executable.save(folder / precision)
+
+
+HALVES = {"fp16": "HMMA.16816.F32", "bf16": "HMMA.16816.F32.BF16"}
+"""The instruction that multiplies them."""
+
+
+@pytest.fixture(scope="module")
+def berts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("berts")
+    apart(ENCODER, str(folder))
+    return folder
 
 
 def approximate(instructions: dict[str, list[str]]) -> set[str]:
@@ -112,17 +143,11 @@ def approximate(instructions: dict[str, list[str]]) -> set[str]:
 
 @nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "kind"), [("fp16", "HMMA.16816.F32"), ("bf16", "HMMA.16816.F32.BF16")])
+@pytest.mark.parametrize(("precision", "kind"), HALVES.items())
 def test_an_encoder_in_halves_computes_on_tensor_cores_and_without_fast_math(
-    precision: str, kind: str, tmp_path: Path
+    precision: str, kind: str, berts: Path
 ) -> None:
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-c", ENCODER, precision, str(tmp_path / "bert")],
-        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    [library] = (tmp_path / "bert").glob("variants/*/model.so")
+    [library] = berts.glob(f"{precision}/variants/*/model.so")
     try:
         found = instructions(library)
     except ToolError:
