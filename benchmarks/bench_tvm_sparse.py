@@ -148,7 +148,7 @@ def timed(case: Case, work: Path, threads: int, seconds: float) -> list[dict[str
             opened = [stack.enter_context(each) for each in copies]
             runs[name] = Rotation([copy.runner(threads=threads) for copy in opened], inputs)
         agree(runs)
-        timings = interleave(runs, 60, seconds=seconds, settle=SETTLE if threads > 1 else 0.0)
+        timings = interleave(runs, 400, seconds=seconds, settle=SETTLE if threads > 1 else 0.0)
     rows = []
     for name in runs:
         median, gain = timings.latency(name).median * 1e3, timings.speedup(name, ORT)

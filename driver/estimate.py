@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..compiler.cost import program_cost
+from ..compiler.cost import CostTable, program_cost
 from ..compiler.cost.device import cpu
 from ..compiler.errors import InputError
 from ..compiler.ir.quantized import blocked_weight
@@ -33,6 +33,10 @@ SPARSE = 0.27
 
 Source: ``benchmarks/results/tvm-kernels.md``; at one row and at 90 % it is less.
 """
+
+FEW, FEW_ROWS = 0.9, 4.0
+"""Time of dense products in a perceptron of up to 8 rows, as a share of ONNX Runtime's; operations for each
+byte read up to which rows are that few. Source: ``benchmarks/results/tvm-sparse.md``, 0.70 to 0.95."""
 
 _CALL, _KERNEL, _FUSED = 8e-6, 2e-6, 3e-7
 _ORT_CALL, _ORT_KERNEL = 6e-6, 1e-6
@@ -68,7 +72,9 @@ def estimate(program: Program, inputs: Arrays | None, cores: int, pruned: bool =
         return None
     device = cpu(cores)
     nodes = {str(node.name): node for node in program.main.graph.all_nodes()}
-    sparse = set(_products(program)) if pruned else block_sparse(program)
+    products = set(_products(program))
+    sparse = products if pruned else block_sparse(program)
+    slower = {**SLOWER, **dict.fromkeys(("MatMul", "Gemm"), FEW)} if _few_rows(costs, products) else SLOWER
     ours, theirs, skipped, dense = _CALL, _ORT_CALL, 0.0, dict[str, float]()
     for row in costs.rows:
         seconds = max(0.0, row.seconds(device) - device.overhead * row.runs)
@@ -77,13 +83,21 @@ def estimate(program: Program, inputs: Arrays | None, cores: int, pruned: bool =
         if node is not None and node in sparse:
             skipped += seconds
             ours += SPARSE * seconds + _KERNEL * row.runs
-        elif row.op in SLOWER:
-            ours += SLOWER[row.op] * seconds + _KERNEL * row.runs
-            dense[row.op] = dense.get(row.op, 0.0) + SLOWER[row.op] * seconds
+        elif row.op in slower:
+            ours += slower[row.op] * seconds + _KERNEL * row.runs
+            dense[row.op] = dense.get(row.op, 0.0) + slower[row.op] * seconds
         else:
             ours += seconds + (_FUSED if row.op in ALONG else _KERNEL) * row.runs
     most = max(dense, key=lambda op: dense[op], default="")
     return Estimate(ours / theirs, skipped / theirs, most if dense.get(most, 0.0) > ours / 2 else "")
+
+
+def _few_rows(costs: CostTable, products: set[ir.Node]) -> bool:
+    """Whether all that takes long is products of few rows with constant weights."""
+    names = {str(node.name) for node in products}
+    return all(
+        row.node in names and row.flops <= FEW_ROWS * row.read for row in costs.rows if row.op in SLOWER
+    )
 
 
 def block_sparse(program: Program) -> set[ir.Node]:

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,14 +22,12 @@ from ..compiler.program import DimRange, TensorSpec
 from ..compiler.reference import Array, Arrays
 from .conditions import cores
 from .tensors import address_of
-from .tvm_tensors import array_of, numpy_dtype, runtime, said, tensor_of
+from .tvm_inputs import Placed, Staging, aligned_copy, is_aligned
+from .tvm_tensors import numpy_dtype, reader_of, runtime, said, tensor_of
 from .validate import Form, checked, form_of
 
 PARAMETERS = "parameters"
 """Setting: entry → [offset, bytes, dtype, shape] of what its function takes behind its inputs, as JSON."""
-
-_ALIGNMENT = 64
-"""Bytes: compiled code reads whole registers from the beginning of every tensor."""
 
 CPU, POOLED = 1, 2
 """TVM's device type, and its allocator that keeps what it frees for the next run."""
@@ -38,7 +36,7 @@ Row: TypeAlias = tuple[int, int, str, Sequence[int]]
 """Of the setting ``parameters``."""
 
 lock = threading.RLock()
-"""TVM's threads, and their number, are the process's."""
+"""Held while a kernel runs: a library's memory, and TVM's pool of it, are not for several threads at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +81,15 @@ class TvmModel:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Arguments of a run, where its outputs go, and what did not begin at a cache line beside its copy."""
+    """Arguments of a run, where its outputs go, and what did not begin at a cache line beside its copy.
+
+    ``updated``: those of ``copied`` that the run writes to.
+    """
 
     arguments: tuple[Any, ...]
     outputs: tuple[Array | None, ...]
     copied: tuple[tuple[Array, Array], ...]
+    updated: tuple[tuple[Array, Array], ...]
 
 
 class TvmRunner:
@@ -107,7 +109,12 @@ class TvmRunner:
         self._state, self._dims, self._place = model.state, model.dims, model.place
         start = time.perf_counter()
         self._ffi = self._started(model)
+        self._item = self._ffi.get_global_func("ffi.ArrayGetItem")
         self._names = [spec.name for spec in self.inputs]
+        self._kept = {output: name for name, output in self._state.items()}
+        plain = [spec for spec in self.outputs if spec.name not in self._kept]
+        self._readers = [(number, spec.name, reader_of(spec.dtype)) for number, spec in enumerate(plain)]
+        self._staging = Staging()
         self._function, self._weights = self._opened(model)
         self.load_seconds = time.perf_counter() - start
         self._accepted: Form | None = None
@@ -138,6 +145,8 @@ class TvmRunner:
     def _resident(self, model: TvmModel, table: Sequence[Row]) -> tuple[Any, ...]:
         """The weights, where the function reads them."""
         memory = mapped(model) if table else np.zeros(0, np.uint8)
+        first = address_of(memory)
+        self._weight_bytes = range(first, first + memory.nbytes)
         return tuple(tensor_of(region(memory, *row)) for row in table)
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
@@ -158,14 +167,27 @@ class TvmRunner:
 
     def run_arrays(self, arrays: Arrays) -> Arrays:
         """``run`` without the checks, for inputs that ``check`` returned. State is copied."""
-        given = {name: _aligned(arrays[name], copy=name in self._state) for name in self._names}
-        found = self._call(tuple(self._tensor(given[name]) for name in self._names))
-        results = iter(found)
-        kept = {output: given[name] for name, output in self._state.items()}
+        with lock:
+            given = [self._placed(name, arrays[name]) for name in self._names]
+            found = self._call([placed.tensor for placed in given])
+            results = {name: self._read(found, index, read, given) for index, name, read in self._readers}
+        if not self._kept:
+            return results
+        states = {name: placed.array for name, placed in zip(self._names, given, strict=True)}
         return {
-            spec.name: kept[spec.name] if spec.name in kept else array_of(next(results))
+            spec.name: states[self._kept[spec.name]] if spec.name in self._kept else results[spec.name]
             for spec in self.outputs
         }
+
+    def _placed(self, name: str, array: Array) -> Placed:
+        return Placed.of(aligned_copy(array)) if name in self._state else self._staging.placed(name, array)
+
+    def _read(self, found: Any, index: int, read: Callable[[Any], Array], given: Sequence[Placed]) -> Array:
+        """An output that is the caller's own: what is a view of an input or a weight is copied."""
+        tensor = self._item(found, index)
+        address, array = tensor.data_ptr(), read(tensor)
+        is_view = address in self._weight_bytes or any(address in placed.addresses for placed in given)
+        return array.copy() if is_view else array
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
         """Every input and the wanted outputs bound to memory; state is the same array in both."""
@@ -174,27 +196,27 @@ class TvmRunner:
                 raise InternalError(
                     f"{self._place}: state {name!r} is updated in place, {output!r} is not it"
                 )
-        given = {name: _aligned(inputs[name]) for name in self._names}
-        copied = tuple((inputs[name], given[name]) for name in self._names if given[name] is not inputs[name])
-        kept = set(self._state.values())
-        plain = tuple(outputs.get(spec.name) for spec in self.outputs if spec.name not in kept)
-        return Binding(tuple(self._tensor(given[name]) for name in self._names), plain, copied)
+        given = {n: inputs[n] if is_aligned(inputs[n]) else aligned_copy(inputs[n]) for n in self._names}
+        moved = [name for name in self._names if given[name] is not inputs[name]]
+        return Binding(
+            tuple(tensor_of(given[name]) for name in self._names),
+            tuple(outputs.get(name) for _, name, _ in self._readers),
+            tuple((inputs[name], given[name]) for name in moved),
+            tuple((inputs[name], given[name]) for name in moved if name in self._state),
+        )
 
     def run_bound(self, binding: Binding) -> None:
         """Run over the memory of ``binding``. Raises: CompileError if a kernel fails."""
         for original, copy in binding.copied:
             copy[...] = original
-        for wanted, result in zip(binding.outputs, self._call(binding.arguments), strict=True):
+        found = self._call(binding.arguments)
+        for wanted, (index, _, read) in zip(binding.outputs, self._readers, strict=True):
             if wanted is not None:
-                wanted[...] = array_of(result)
-        for original, copy in binding.copied:
-            if original.flags.writeable:
-                original[...] = copy
+                wanted[...] = read(self._item(found, index))
+        for original, copy in binding.updated:
+            original[...] = copy
 
-    def _tensor(self, array: Array) -> Any:
-        return tensor_of(array)
-
-    def _call(self, arguments: tuple[Any, ...]) -> Any:
+    def _call(self, arguments: Sequence[Any]) -> Any:
         function = self._function
         if function is None:
             raise CompileError(self._place, "was closed", "open it again")
@@ -211,6 +233,7 @@ class TvmRunner:
     def close(self) -> None:
         """Free the library's memory."""
         self._function, self._machine, self._weights = None, None, ()
+        self._staging.clear()
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -266,32 +289,12 @@ def region(memory: Array, offset: int, length: int, dtype: str, shape: Sequence[
     return memory[offset : offset + length].view(numpy_dtype(dtype)).reshape(shape)
 
 
-def _aligned(array: Array, copy: bool = False) -> Array:
-    """The array, or a copy of it, contiguous and at a cache line.
-
-    Of an empty one always a copy: numpy may give it strides of 0, which TVM takes for one that is not whole.
-    """
-    if (
-        not copy
-        and array.size
-        and array.flags.c_contiguous
-        and array.flags.writeable
-        and address_of(array) % _ALIGNMENT == 0
-    ):
-        return array
-    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
-    start = -address_of(memory) % _ALIGNMENT
-    new = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    new[...] = array
-    return new
-
-
-_threads: int | None = None
+_pool = threading.local()
+"""TVM's workers are those of the thread that calls; ``threads``: how many of them it uses."""
 
 
 def _use_threads(ffi: Any, threads: int) -> None:
-    """Set how many workers TVM's kernels use from now on."""
-    global _threads
-    if _threads != threads:
+    """Set how many workers TVM's kernels use from now on that this thread calls."""
+    if getattr(_pool, "threads", None) != threads:
         ffi.get_global_func("runtime.config_threadpool")(1, threads)
-        _threads = threads
+        _pool.threads = threads

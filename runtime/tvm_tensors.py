@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ def array_of(tensor: Any) -> Array:
     ffi = runtime()
     view = ffi.get_global_func("runtime.TVMTensorCreateView")
     return np.from_dlpack(view(tensor, tensor.shape, ffi.dtype("uint16"), 0)).view(_BFLOAT16)
+
+
+def reader_of(dtype: ir.DataType) -> Callable[[Any], Array]:
+    """``array_of`` for tensors of one dtype."""
+    return array_of if dtype == ir.DataType.BFLOAT16 else np.from_dlpack
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

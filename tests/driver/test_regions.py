@@ -22,7 +22,7 @@ from miaotui.driver.lower import Recipe
 from miaotui.driver.regions import sparse_to_tvm
 from miaotui.driver.workbench import Workbench
 from miaotui.passes.pipeline import pipeline
-from miaotui.runtime import tvm as tvm_runtime
+from miaotui.runtime import tvm_inputs
 from miaotui.runtime.chain import ChainRunner
 from miaotui.runtime.tensors import address_of
 from support.numerics import assert_close, run_ort
@@ -66,10 +66,21 @@ def test_sparse_products_and_what_follows_them_are_tvms() -> None:
 
 
 def test_the_estimate_tells_sparse_weights_from_dense_ones() -> None:
-    sparse_one, dense = (estimate(Program({"main": model(d, 4096)}), {"x": X}, 1) for d in (0.15, 1.0))
+    wide = X.repeat(20, 0)
+    sparse_one, dense = (estimate(Program({"main": model(d, 4096)}), {"x": wide}, 1) for d in (0.15, 1.0))
     assert sparse_one is not None and sparse_one.is_plausible and sparse_one.sparse > 0.5
     assert dense is not None and not dense.is_plausible and dense.sparse == 0
     assert "dense MatMul" in str(dense)
+
+
+@pytest.mark.parametrize(
+    ("width", "rows", "worth"), [(4096, 1, True), (4096, 8, True), (4096, 16, False), (96, 1, False)]
+)
+def test_dense_products_are_worth_trying_if_they_are_large_and_rows_few(
+    width: int, rows: int, worth: bool
+) -> None:
+    found = estimate(Program({"main": model(1.0, width)}), {"x": X[:1].repeat(rows, 0)}, 1)
+    assert found is not None and found.is_plausible == worth
 
 
 def test_options_that_regions_can_not_follow_are_refused() -> None:
@@ -121,12 +132,13 @@ def test_a_program_in_regions_is_proved_opens_and_runs(folder: Path) -> None:
 
 
 def test_onnxruntime_and_tvm_hand_over_without_copies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = X.repeat(20, 0)  # small arrays are copied
     with miaotui.open(folder) as executable:
         runner = executable.runner(threads=1)
         assert isinstance(runner, ChainRunner)
         addresses: list[int] = []
         seen: list[int] = []
-        tensor_of = tvm_runtime.tensor_of
+        tensor_of = tvm_inputs.tensor_of
 
         def spied_tensor(array: Any) -> Any:
             found = tensor_of(array)
@@ -142,12 +154,12 @@ def test_onnxruntime_and_tvm_hand_over_without_copies(folder: Path, monkeypatch:
 
             return spy
 
-        monkeypatch.setattr(tvm_runtime, "tensor_of", spied_tensor)
+        monkeypatch.setattr(tvm_inputs, "tensor_of", spied_tensor)
         for step in runner._steps:
             monkeypatch.setattr(step.runner, "run_arrays", spied(step.runner.run_arrays))
-        runner.run_arrays({"x": X})
+        runner.run_arrays({"x": x})
     (first_in, first_out, ort_in, ort_out), last_in = seen[:4], seen[4:-1]
-    assert first_in == address_of(X) and ort_in == first_out and ort_out in last_in
+    assert first_in == address_of(x) and ort_in == first_out and ort_out in last_in
     assert ort_out in addresses  # what TVM's kernel reads is what ONNX Runtime wrote
 
 
