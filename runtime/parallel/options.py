@@ -21,7 +21,8 @@ class ParallelOptions:
     one for each stage.
     ``collectives``: what carries them between processes; auto takes shared memory on one machine, and on a
     cluster gloo, or NCCL where the target is CUDA. ``address``: of a Ray cluster, ``auto``, ``host:port`` or
-    ``ray://host:port``; empty starts one on this machine. ``placement``: how Ray lays ranks on nodes.
+    ``ray://host:port``, which takes ``ray[client]``; empty starts one on this machine. ``placement``: how Ray
+    lays ranks on nodes.
     Raises: OptionError listing everything that does not fit.
 
     >>> ParallelOptions.parse("processes{timeout=5,retries=1}")

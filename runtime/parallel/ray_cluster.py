@@ -24,6 +24,12 @@ _STATE: dict[str, int] = {"users": 0, "connected": 0, "started": 0}
 
 _LOCK = threading.Lock()
 
+_FIXES = {
+    "AuthToken": "set RAY_AUTH_MODE=token, and give this machine the cluster's token",
+    "ray[client]": "pip install 'ray[client]', which ray:// takes",
+}
+"""By what Ray says."""
+
 
 def connected(options: ParallelOptions) -> Any:
     """Ray, connected to the cluster asked for, or to one of this machine that is started for it.
@@ -50,7 +56,7 @@ def connected(options: ParallelOptions) -> Any:
                     )
             except Exception as error:
                 place = f"--executor: ray: address {options.address!r}"
-                raise WorkerError(place, first_line(error), "start one with `ray start --head`") from error
+                raise WorkerError(place, first_line(error), _fix(error)) from error
             _STATE["connected"], _STATE["started"] = 1, int(not options.address)
         _STATE["users"] += 1
     return ray
@@ -63,6 +69,16 @@ def disconnect() -> None:
         if _STATE["users"] == 0 and _STATE["connected"]:
             _STATE["connected"] = _STATE["started"] = 0
             require("ray", extra="ray").shutdown()
+
+
+def _fix(error: BaseException | None) -> str:
+    """What to do about a cluster that can't be connected to; Ray says why in what the error came from."""
+    while error is not None:
+        for said, fix in _FIXES.items():
+            if said in str(error):
+                return fix
+        error = error.__cause__ or error.__context__
+    return "start one with `ray start --head`"
 
 
 def is_ours() -> bool:

@@ -11,10 +11,18 @@ import miaotui
 import numpy as np
 import pytest
 from miaotui.compiler.artifact import record_file, walk_files
-from miaotui.compiler.errors import ArtifactError, CompileError, InputError, OptionError, UnsupportedError
+from miaotui.compiler.errors import (
+    ArtifactError,
+    CompileError,
+    InputError,
+    OptionError,
+    UnsupportedError,
+    WorkerError,
+)
 from miaotui.compiler.manifest import Entry, Manifest, Variant
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.compiler.parallel.plan import PLAN, Collective
+from miaotui.runtime.parallel import ray_cluster
 from miaotui.runtime.parallel.meeting import combined
 from miaotui.runtime.parallel.options import ParallelOptions
 from miaotui.runtime.parallel.runner import ParallelModel, ParallelRunner
@@ -131,6 +139,30 @@ def test_a_file_that_changed_under_the_plan_is_refused(tmp_path: Path) -> None:
 def test_executors_that_do_not_exist_are_refused(text: str, match: str) -> None:
     with pytest.raises(OptionError, match=match):
         ParallelOptions.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        ("InvalidAuthToken: Authentication token is missing", "set RAY_AUTH_MODE=token"),
+        ("Ray Client requires pip package `ray[client]`", "pip install 'ray[client]'"),
+        ("timed out", "start one with `ray start --head`"),
+    ],
+)
+def test_a_cluster_that_lets_nobody_in_is_named_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, said: str, fix: str
+) -> None:
+    class Ray:
+        def is_initialized(self) -> bool:
+            return False
+
+        def init(self, **options: object) -> None:
+            raise ConnectionError("Failed to connect") from RuntimeError(said)
+
+    monkeypatch.setattr(ray_cluster, "require", lambda *_, **__: Ray())
+    with pytest.raises(WorkerError, match=r"address '1\.2\.3\.4:5': Failed to connect") as caught:
+        ray_cluster.connected(ParallelOptions("ray", address="1.2.3.4:5"))
+    assert fix in str(caught.value)
 
 
 def test_collectives_give_every_rank_its_due() -> None:

@@ -47,7 +47,7 @@ def cluster() -> Iterator[Any]:
     assert psutil.wait_procs(left, 20)[1] == []
 
 
-def executor(cluster: Any, options: str = "timeout=60") -> str:
+def executor(cluster: Any, options: str = "timeout=30") -> str:
     return f"ray{{address={cluster.address},{options}}}"
 
 
@@ -59,7 +59,7 @@ def replica_of(runner: ParallelRunner) -> RayReplica:
 
 def test_killed_and_hung_actors_lose_nothing(cluster: Any, tmp_path: Path) -> None:
     with (
-        opened(tmp_path, executor(cluster, "timeout=6"), Mesh(pp=2)) as runner,
+        opened(tmp_path, executor(cluster, "timeout=3"), Mesh(pp=2)) as runner,
         ThreadPoolExecutor(3) as callers,
     ):
         assert replica_of(runner).is_direct
@@ -135,7 +135,7 @@ def test_a_group_meets_through_torch_and_an_error_in_it_is_the_callers(cluster: 
 
 
 def test_ranks_of_a_lost_node_go_to_another(cluster: Any, tmp_path: Path) -> None:
-    options = executor(cluster, "placement=SPREAD,timeout=60,retries=3")
+    options = executor(cluster, "placement=SPREAD,timeout=30,retries=3")
     with opened(tmp_path, options, Mesh(pp=2)) as runner:
         check(runner.run({"x": batch(0)}), 0)
         cluster.remove_node(cluster.worker_nodes and next(iter(cluster.worker_nodes)), allow_graceful=False)
