@@ -121,13 +121,15 @@ def _share(
     target: Target,
     folder: Path,
 ) -> Share:
+    decoding = program.decoding
     models: dict[str, ir.Model] = {}
     order: dict[str, list[str | Collective]] = {}
     for entry, stages in found.items():
         if number not in stages:
             continue
         order[entry] = []
-        for step in rank_steps(stages[number].program):
+        kept = {s.input: s.output for s in decoding.state} if decoding and decoding.entry == entry else {}
+        for step in rank_steps(stages[number].program, state=kept):
             if isinstance(step, Collective):
                 order[entry].append(step)
                 continue
@@ -136,11 +138,12 @@ def _share(
             order[entry].append(name)
     mine = replace(program, entries=models)
     state: dict[str, tuple[State, ...]] = {}
-    if (decoding := program.decoding) is not None and decoding.entry in order:
+    if decoding is not None and decoding.entry in order:
         parts = [step for step in order[decoding.entry] if isinstance(step, str)]
         state[decoding.entry] = _states(mine, parts, decoding)
-    kept = () if decoding is None else decoding.state
-    built = build_share(mine, backend, target, folder, number, shard, kept)
+    built = build_share(
+        mine, backend, target, folder, number, shard, () if decoding is None else decoding.state
+    )
     steps = {
         entry: tuple(built.parts[step] if isinstance(step, str) else step for step in own)
         for entry, own in order.items()

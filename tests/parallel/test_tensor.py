@@ -48,10 +48,10 @@ def source(family: str) -> Program:
 
 
 @functools.cache
-def lowered(family: str, precision: str = "fp32", stop: str = "") -> Program:
+def lowered(family: str, precision: str = "fp32", stop: str = "", device: str = "cpu") -> Program:
     """A family's program as the pipeline lowers it, or as it is in front of the pass ``stop``."""
     program = source(family).clone()
-    options = CompileOptions(backend="ort", precision=precision)
+    options = CompileOptions(target=Target(device), backend="ort", precision=precision)
     steps = pipeline(options)
     names = [step.name for step in steps]
     run_pipeline(program, steps[: names.index(stop)] if stop else steps, context_of(options), [])
@@ -254,9 +254,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def written(folder: Path, family: str, mesh: Mesh) -> tuple[Path, Plan]:
-    place = folder / f"{family}-{mesh}"
-    return place, write_plan(lowered(family), mesh, OnnxRuntimeBackend(), Target(), place)
+def written(folder: Path, family: str, mesh: Mesh, device: str = "cpu") -> tuple[Path, Plan]:
+    place = folder / f"{family}-{mesh}-{device}"
+    program = lowered(family, device=device)
+    return place, write_plan(program, mesh, OnnxRuntimeBackend(), Target(device), place)
 
 
 def opened(program: Program, place: Path, entry: str = "main") -> ParallelRunner:
@@ -290,6 +291,15 @@ def test_text_is_continued_as_by_the_whole(folder: Path, family: str, mesh: Mesh
     specs = [state.spec for share in plan.shares for state in share.state["decode"]]
     kept = {"llama": max(1, 2 // mesh.tp), "gpt2": 4 // mesh.tp}[family]
     assert {spec.shape for spec in specs} == {("batch", kept, "capacity", 16)}
+
+
+@pytest.mark.parametrize("mesh", [Mesh(tp=2), Mesh(pp=2, tp=2)], ids=str)
+def test_what_is_lowered_for_a_gpu_is_continued_too(folder: Path, mesh: Mesh) -> None:
+    program = lowered("llama", device="cuda")
+    wanted, logits = greedy(program, written(folder, "llama", Mesh())[0])
+    tokens, found = greedy(program, written(folder, "llama", mesh, "cuda")[0])
+    assert tokens == wanted
+    assert error(found, logits) < 1e-5
 
 
 def test_rows_are_run_by_replicas_of_stages_of_shards(folder: Path) -> None:
