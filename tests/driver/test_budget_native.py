@@ -14,7 +14,7 @@ from miaotui.compiler.options import CompileOptions
 from miaotui.driver.workbench import BACKENDS
 from miaotui.runtime.compare import language_metrics
 from support.language_models import DECODERS, build
-from support.quick_c import quick
+from support.quick_c import plain
 
 pytest.importorskip("transformers")
 
@@ -22,7 +22,7 @@ pytest.importorskip("transformers")
 @pytest.mark.slow
 def test_formats_are_mixed_within_the_mean_kl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIAOTUI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(BACKENDS, "native", NativeBackend(quick()))
+    monkeypatch.setitem(BACKENDS, "native", NativeBackend(plain()))
     budget, folder = 4e-3, tmp_path / "m"
     architecture, config, options = DECODERS["llama"]
     model = build(architecture, config, {**options, "num_hidden_layers": 1, "vocab_size": 128})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from miaotui.compiler.options import CompileOptions
 from miaotui.compiler.program import Program
 from miaotui.frontends.huggingface import default_inputs
 from miaotui.frontends.pytorch import import_module
+from support.once import once
+from support.programs import read_program, write_program
 from support.torch_nets import randomize
 
 VOCABULARY = 300
@@ -106,7 +110,20 @@ def build(architecture: str, config: str, options: Mapping[str, Any]) -> Any:
 
 
 def imported(model: Any, *others: str) -> Program:
-    """The model as the frontend gives it; ``others``: ``attention_mask`` or ``position_ids`` besides."""
+    """The model as the frontend gives it; ``others``: ``attention_mask`` or ``position_ids`` besides.
+
+    Exports take seconds, and many tests begin with the same.
+    """
+
+    def write(path: Path) -> None:
+        write_program(_imported(model, others), path)
+
+    weights = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+    facts = f"{model.config!r}{others}".encode()
+    return read_program(once(f"{type(model).__name__}-{sha256(facts + weights).hexdigest()}", write))
+
+
+def _imported(model: Any, others: Sequence[str]) -> Program:
     inputs: dict[str, Any] = dict(default_inputs(model))
     batch, length = inputs["input_ids"].shape
     given = {

@@ -24,7 +24,7 @@ from miaotui.passes.pipeline import pipeline
 from miaotui.runtime.generate.decoder import Decoder
 from miaotui.runtime.native import NativeModel, NativeRunner
 from support.language_models import DECODERS, build, imported
-from support.quick_c import quick
+from support.quick_c import plain
 
 DOUBTFUL = {"fp32": 1e-3, "int4": 0.03}
 """Distances of logits (deviation 1) that another order of sums or one rounded code may turn."""
@@ -49,7 +49,7 @@ def lowered(precision: Precision = "fp32") -> Program:
 def written(folder: Path, target: Target, precision: Precision = "fp32") -> Path:
     """All files of the variant, compiled for ``target`` in little time."""
     folder.mkdir(parents=True, exist_ok=True)
-    NativeBackend(quick()).build(lowered(precision), target, folder, WeightStore(folder / "unused.bin"))
+    NativeBackend(plain()).build(lowered(precision), target, folder, WeightStore(folder / "unused.bin"))
     return folder
 
 
