@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,7 @@ from miaotui.runtime.parallel.options import ParallelOptions
 from miaotui.runtime.parallel.ray_actors import RayReplica
 from miaotui.runtime.parallel.ray_cluster import QUIET
 from miaotui.runtime.parallel.runner import ParallelModel, ParallelRunner
-from support.parallel_runs import batch, check, opened, pids
+from support.parallel_runs import batch, check, free_ports, opened, pids, wait_for_port
 from support.stateful_plans import DECODING, SIGNATURE, write_greedily, write_stateful_plan
 
 pytestmark = pytest.mark.slow
@@ -132,6 +134,36 @@ def test_a_group_meets_through_torch_and_an_error_in_it_is_the_callers(cluster: 
             decoder.step()
         assert written == write_greedily([1, 2, 3], 4)
         assert pids(runner) == before
+
+
+def test_a_cluster_that_ray_start_made_is_reached_as_a_client(tmp_path: Path) -> None:
+    port, client = free_ports(2)
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+    ]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}"]
+    command += ["--num-cpus=2", "--object-store-memory=80000000", "--include-dashboard=false"]
+    settings = {**os.environ, **QUIET, "RAY_AUTH_MODE": "disabled"}
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head,
+    ):
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        try:
+            wait_for_port(client)
+            options = f"ray{{address=ray://127.0.0.1:{client},timeout=30,start_timeout=60}}"
+            with opened(tmp_path, options, Mesh(pp=2)) as runner:
+                check(runner.run({"x": batch(0)}), 0)
+                os.kill(pids(runner)[1], signal.SIGKILL)
+                check(runner.run({"x": batch(1)}), 1)
+        finally:
+            started = psutil.Process(head.pid).children(recursive=True)
+            head.terminate()
+            assert psutil.wait_procs([psutil.Process(head.pid), *started], 20)[1] == []
 
 
 def test_ranks_of_a_lost_node_go_to_another(cluster: Any, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,28 @@ def pids(runner: ParallelRunner, member: int = 0) -> list[int]:
 def batch(number: int, rows: int = 5) -> np.ndarray:
     """An input float32[rows, WIDTH] of its own for every ``number``."""
     return np.random.default_rng(number).standard_normal((rows, WIDTH)).astype(np.float32)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that nobody has now."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_for_port(port: int, seconds: float = 60.0) -> None:
+    """Return once somebody takes connections there. Raises: OSError at the end of ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1.0).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def check(found: dict[str, np.ndarray], number: int) -> None:
