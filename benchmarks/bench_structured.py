@@ -103,8 +103,8 @@ def decoder(backend: str) -> Iterator[Row]:
         prefill = {form: partial(engine.prefill, ids) for form, engine in engines.items()}
         decode = {form: partial(written, engine, ids, LONG) for form, engine in engines.items()}
         for case, kind, runs, seconds in (
-            (f"SmolLM2, prompt of {PROMPT}", "prompt", prefill, 8.0),
-            (f"SmolLM2, {LONG} tokens behind {NEAR}", "decode", decode, 25.0),
+            (f"SmolLM2, prompt of {PROMPT}", "prompt", prefill, 6.0),
+            (f"SmolLM2, {LONG} tokens behind {NEAR}", "decode", decode, 13.0),
         ):
             for row in raced(case, backend, threads, runs, seconds):
                 yield replace(row, left=shares("smollm2")[kind][row.form])
