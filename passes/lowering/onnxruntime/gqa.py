@@ -15,21 +15,17 @@ from ....compiler.ir.constants import constant
 from ....compiler.ir.provenance import add_passes
 from ....compiler.ir.rewrite import Rewriter
 from ....compiler.program import Program, dim_of
-from ....compiler.reference import Array
 from ...base import NoMatch, Note, Pass, PassContext, PassResult, decline, import_domains
 from ..views import heads_of, is_swap, shape_constant
 from .gqa_lengths import Lengths, at_capacity, counted
+from .gqa_rotation import Rotation, Rotations
 from .heads import Flat, constant_like, flat, merge_back
-from .rotary_table import table_of
 
 DTYPES = {"cpu": (ir.DataType.FLOAT,), "cuda": (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)}
 """dtypes of each device's kernel; on the CPU those that it does not cast."""
 
 _WIDEST = 256
 """Elements of a head up to which CUDA has fused kernels."""
-
-_PAIRS = 8
-"""The kernel rotates pairs in multiples of this many, in heads of multiples of twice as many."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class UseGroupQueryAttention(Pass):
         hits: list[Note] = []
         declined: list[Note] = []
         for model in program.entries.values():
-            shared = _Shared(program.context, context.target.device)
+            shared = _Shared(program.context, context.target.device, Rotations(program.context))
             for node in tuple(model.graph):
                 if (node.domain, node.op_type) != (MIAOTUI, "CachedAttention"):
                     continue
@@ -73,24 +69,12 @@ class UseGroupQueryAttention(Pass):
 
 @dataclass(slots=True)
 class _Shared:
-    """What all layers of a graph read: lengths by past_lengths and tokens, tables by the values they hold."""
+    """What all layers of a graph read: lengths by past_lengths and tokens, and tables."""
 
     context: int | None
-    device: str = "cpu"
+    device: str
+    rotations: Rotations
     lengths: dict[tuple[ir.Value, object], Lengths] = field(default_factory=dict)
-    tables: dict[tuple[ir.Value | None, ...], Array | NoMatch] = field(default_factory=dict)
-    stored: dict[tuple[ir.DataType, bytes], ir.Value] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rotation:
-    """The rotary embeddings of query and key, to be done by the kernel."""
-
-    query: ir.Value
-    key: ir.Value
-    cos: Array
-    sin: Array
-    interleaved: int
 
 
 def _rewrite(node: ir.Node, at: Rewriter, shared: _Shared) -> str:
@@ -101,17 +85,13 @@ def _rewrite(node: ir.Node, at: Rewriter, shared: _Shared) -> str:
     on_cpu = shared.device == "cpu"
     if not on_cpu and bias is not None:
         decline("CUDA's fused kernels take no bias")
-    if (
-        not on_cpu
-        and lengths.shape is not None
-        and isinstance(lengths.shape[0], int)
-        and lengths.shape[0] > 1
-    ):
-        decline(f"onnxruntime-gpu 1.31 takes prompts row by row, and the program {lengths.shape[0]} rows")
+    rows = None if lengths.shape is None else lengths.shape[0]
+    if not on_cpu and isinstance(rows, int) and rows > 1:
+        decline(f"onnxruntime-gpu 1.31 takes prompts row by row, and the program {rows} rows")
     why = ""
-    rotation: _Rotation | None = None
+    rotation: Rotation | None = None
     try:
-        rotation = _rotation(query, key, lengths, size, shared)
+        rotation = shared.rotations.of(query, key, lengths, size)
     except NoMatch as left:
         why = f", rotated before: {left.reason}" if left.reason else ""
     sources = (query, key, value) if rotation is None else (rotation.query, rotation.key, value)
@@ -121,7 +101,7 @@ def _rewrite(node: ir.Node, at: Rewriter, shared: _Shared) -> str:
 
     tables: Sequence[ir.Value | None] = (None, None)
     if rotation is not None:
-        tables = [_stored(at, shared, t, query, n) for t, n in ((rotation.cos, "cos"), (rotation.sin, "sin"))]
+        tables = [shared.rotations.stored(at, getattr(rotation, n), query, n) for n in ("cos", "sin")]
     scale = _scale(node, size)
     projected = [p for p in plans if p is not None]
     parts = _projections(at, projected, scale if on_cpu else 1.0, (heads, kv_heads, size))
@@ -168,59 +148,6 @@ def _sizes(query: ir.Value, key: ir.Value, value: ir.Value, device: str) -> tupl
 def _scale(node: ir.Node, size: int) -> float:
     scale = node.attributes.get("scale")
     return 1 / math.sqrt(size) if scale is None or not scale.as_float() else scale.as_float()
-
-
-def _rotation(
-    query: ir.Value, key: ir.Value, lengths: ir.Value, size: int, shared: _Shared
-) -> _Rotation | None:
-    """How the kernel is to rotate; None if nothing is rotated. Raises: NoMatch if it can't."""
-    makers = [value.producer() for value in (query, key)]
-    turned = [n for n in makers if n is not None and n.op_type == "RotaryEmbedding" and n.domain == ""]
-    if len(turned) < 2:
-        return None
-    if shared.context is None:
-        decline("nothing bounds the positions")
-    first, second = turned
-    sources = first.inputs[0], second.inputs[0]
-    assert sources[0] is not None and sources[1] is not None
-    styles = [n.attributes.get_int("interleaved", 0) for n in turned]
-    if styles[0] != styles[1]:
-        decline("queries and keys are rotated in different styles")
-    cos, sin = (_table(first, index, lengths, shared) for index in (1, 2))
-    for index, table in ((1, cos), (2, sin)):
-        other = _table(second, index, lengths, shared)
-        if table is not other and not np.array_equal(table, other):
-            decline("queries and keys are rotated differently")
-    pairs = cos.shape[1]
-    if any(n.attributes.get_int("rotary_embedding_dim", 0) not in (0, 2 * pairs) for n in turned):
-        decline("the tables are wider than what they rotate")
-    if 2 * pairs > size or pairs % _PAIRS or size % (2 * _PAIRS):
-        decline(f"the kernel does not rotate {pairs} pairs of heads of {size}")
-    return _Rotation(sources[0], sources[1], cos, sin, styles[0])
-
-
-def _table(rotary: ir.Node, index: int, lengths: ir.Value, shared: _Shared) -> Array:
-    case = (rotary.inputs[index], rotary.inputs[3] if len(rotary.inputs) > 3 else None)
-    if case not in shared.tables:
-        assert shared.context is not None
-        try:
-            shared.tables[case] = table_of(rotary, index, lengths, shared.context)
-        except NoMatch as left:
-            shared.tables[case] = left
-    found = shared.tables[case]
-    if isinstance(found, NoMatch):
-        raise found
-    return found
-
-
-def _stored(at: Rewriter, shared: _Shared, table: Array, like: ir.Value, name: str) -> ir.Value:
-    """The table as an initializer, one for all layers."""
-    assert like.dtype is not None
-    array = np.ascontiguousarray(table.astype(like.dtype.numpy()))
-    case = like.dtype, array.tobytes()
-    if case not in shared.stored:
-        shared.stored[case] = at.const(array, f"rotary_{name}")
-    return shared.stored[case]
 
 
 def _lengths(
