@@ -20,6 +20,7 @@ from support.gguf_files import BYTES, SIZES, TYPES, write_gguf
 from support.hard_text import hard_lines
 from support.models import gguf_read_once, smollm2_gguf, smollm2_tokenizer
 from support.sessions import relative_error, run_program
+from support.smollm2 import SHORT, TWELVE, smollm2_native
 from tokenizers import Tokenizer
 
 IDS = np.random.default_rng(0).integers(3, SIZES["vocab_size"], (2, 9))
@@ -145,33 +146,34 @@ def test_linear_scaling_of_positions(tmp_path):
 class TestSmolLM2:
     @pytest.fixture(scope="class")
     def imported(self):
-        return load(smollm2_gguf())
+        """The folder of what its import is and computes."""
+        return smollm2_native()
 
+    @pytest.mark.slow
     def test_program_carries_what_generation_needs(self, imported):
-        program = imported.program
-        assert program.context == 8192
-        assert program.source["model"].startswith("Smollm2 135M")
-        assert program.source["tensors"] == "210 Q4_1, 61 F32, 1 Q8_0"
-        assert json.loads(program.assets["generation_config.json"])["eos_token_id"] == 2
-        assert b"<|im_start|>" in program.assets["tokenizer/chat_template.jinja"]
+        facts = json.loads((imported / "facts.json").read_text())
+        assert facts["context"] == 8192
+        assert facts["model"].startswith("Smollm2 135M")
+        assert facts["tensors"] == "210 Q4_1, 61 F32, 1 Q8_0"
+        assert json.loads(facts["generation_config.json"])["eos_token_id"] == 2
+        assert "<|im_start|>" in facts["tokenizer/chat_template.jinja"]
 
     @pytest.mark.slow
     def test_logits_equal_transformers(self, imported):
-        ids = np.random.default_rng(0).integers(0, 49152, (2, 24))
-        ((outputs, _),) = run_program(imported.program, {"input_ids": ids})
-        wanted = imported.reference.run({"input_ids": ids})
-        assert relative_error(outputs["logits"], wanted["logits"]) < 1e-4
+        found, wanted = np.load(imported / "program.npy"), np.load(imported / "logits.npy")
+        assert found.shape[1] == SHORT
+        assert relative_error(found, wanted[:, :SHORT]) < 1e-4
 
     @pytest.mark.slow
     def test_reference_is_transformers_own_reading_of_the_file(self, imported):
-        path, ids = smollm2_gguf(), np.arange(12).reshape(1, 12)
+        path = smollm2_gguf()
         with gguf_read_once():
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, local_files_only=True, dtype=torch.float32
             )
         with torch.no_grad():
-            wanted = model(torch.from_numpy(ids)).logits.numpy()
-        assert relative_error(imported.reference.run({"input_ids": ids})["logits"], wanted) < 1e-6
+            wanted = model(torch.from_numpy(TWELVE)).logits.numpy()
+        assert relative_error(np.load(imported / "twelve.npy"), wanted) < 1e-6
 
 
 class TestTokenizer:

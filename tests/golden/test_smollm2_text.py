@@ -23,7 +23,7 @@ PROMPTS = (
     "The capital of France is",
     "one two three four, one two three four, one two",
 )
-COUNT = 64
+COUNT = 40
 TOGETHER = 24
 
 

@@ -66,11 +66,14 @@ def gguf_read_once() -> Iterator[None]:
 
     What it computes stays its own; SmolLM2's vocabulary takes the parser five seconds.
     """
-    gguf = importlib.import_module("gguf")
-    parts = ("GGUFReader", "get_tensor_name_map")
-    kept = {name: functools.cache(getattr(gguf, name)) for name in parts}
-    with patch.multiple(gguf, **kept):  # type: ignore[call-overload]
+    with patch.multiple(importlib.import_module("gguf"), **_gguf_kept()):  # type: ignore[call-overload]
         yield
+
+
+@functools.cache
+def _gguf_kept() -> dict[str, Any]:
+    gguf = importlib.import_module("gguf")
+    return {name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
 
 
 def smollm2_tokenizer() -> Any:
@@ -123,12 +126,21 @@ def _smollm2() -> Any:
             path.parent, gguf_file=path.name, local_files_only=True
         )
         config.use_cache = False
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        with _weights_left_open():
+            model = transformers.AutoModelForCausalLM.from_config(config)
         tensors = gguf.load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
     missing = set(model.load_state_dict(tensors, strict=False).missing_keys) - {"lm_head.weight"}
     assert not missing, missing
     model.tie_weights()
     return model.eval()
+
+
+@contextmanager
+def _weights_left_open() -> Iterator[None]:
+    """Random numbers for all weights take seconds; they are loaded afterwards."""
+    tensor = importlib.import_module("torch").Tensor
+    with patch.multiple(tensor, uniform_=lambda self, *_, **__: self, normal_=lambda self, *_, **__: self):
+        yield
 
 
 def _image(size: int, channels_last: bool = False) -> Make:
