@@ -23,7 +23,7 @@ PROMPTS = (
     "The capital of France is",
     "one two three four, one two three four, one two",
 )
-COUNT = 40
+COUNT = 64
 TOGETHER = 24
 
 
