@@ -17,6 +17,8 @@ settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
+gc.set_threshold(10_000, 10, 10)  # an export makes millions of objects; nearly all die with their last reader
+
 
 SHARED = "MIAOTUI_TESTS_SHARED"
 """Names the folder of this run, for the pytests that tests start."""
