@@ -66,7 +66,8 @@ def gguf_read_once() -> Iterator[None]:
 
     What it computes stays its own; SmolLM2's vocabulary takes the parser five seconds.
     """
-    with patch.multiple(importlib.import_module("gguf"), **_gguf_kept()):  # type: ignore[call-overload]
+    kept: Any = _gguf_kept()
+    with patch.multiple(importlib.import_module("gguf"), **kept):
         yield
 
 
