@@ -32,6 +32,9 @@ PARAMETERS = "parameters"
 CPU, POOLED = 1, 2
 """TVM's device type, and its allocator that keeps what it frees for the next run."""
 
+_EMBEDDED = 256
+"""Bytes up to which an output may be a constant that lies in the library."""
+
 Row: TypeAlias = tuple[int, int, str, Sequence[int]]
 """Of the setting ``parameters``."""
 
@@ -183,11 +186,16 @@ class TvmRunner:
         return Placed.of(aligned_copy(array)) if name in self._state else self._staging.placed(name, array)
 
     def _read(self, found: Any, index: int, read: Callable[[Any], Array], given: Sequence[Placed]) -> Array:
-        """An output that is the caller's own: what is a view of an input or a weight is copied."""
+        """An output that is the caller's own: what is a view of an input or a constant is copied."""
         tensor = self._item(found, index)
         address, array = tensor.data_ptr(), read(tensor)
-        is_view = address in self._weight_bytes or any(address in placed.addresses for placed in given)
-        return array.copy() if is_view else array
+        if (
+            array.nbytes <= _EMBEDDED
+            or address in self._weight_bytes
+            or any(address in placed.addresses for placed in given)
+        ):
+            return array.copy()
+        return array
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
         """Every input and the wanted outputs bound to memory; state is the same array in both."""

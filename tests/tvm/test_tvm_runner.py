@@ -31,12 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runner(folder: Path) -> Iterator[TvmRunner]:
-    """y = 2 x + n, x itself in another shape, and a weight."""
+    """y = 2 x + n, x itself in another shape, a weight, and a constant that lies in the library."""
     b = Builder()
     x, n = b.input("x", ("rows", "columns")), b.input("n", ("rows", 1))
     b.output(b.op("Add", b.op("Mul", x, b.weight("two", np.float32(2))), n), "y")
     b.output(b.op("Reshape", x, b.weight("shape", np.array([-1, 2], np.int64))), "pairs")
     b.output(b.op("Identity", b.weight("weight", TABLE)), "table")
+    b.output(b.op("Identity", b.weight("few", TABLE[0, :4])), "short")
     with tvm_programs.opened(b.program(), folder) as made:
         yield made
 
@@ -65,7 +66,8 @@ def test_outputs_are_the_callers_and_inputs_stay(runner: TvmRunner, columns: int
         np.testing.assert_allclose(found["y"], 2 * before + n, rtol=1e-6)
         np.testing.assert_array_equal(found["pairs"], before.reshape(-1, 2))
         np.testing.assert_array_equal(found["table"], TABLE)
-        found["pairs"][...] = found["table"][...] = 0
+        np.testing.assert_array_equal(found["short"], TABLE[0, :4])
+        found["pairs"][...] = found["table"][...] = found["short"][...] = 7
         np.testing.assert_array_equal(x, before)
 
 
