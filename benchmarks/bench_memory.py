@@ -20,10 +20,11 @@ from support.big_model import write_big_model
 
 LAYERS, WIDTH = 16, 4096
 COMPILE = """
-import json, resource, sys, miaotui
+import json, sys, miaotui
+from miaotui.runtime.conditions import peak_rss
 with miaotui.compile(sys.argv[1], output=sys.argv[2], **json.loads(sys.argv[3])) as executable:
     stages = executable.report["stages"]
-print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "stages": stages}))
+print(json.dumps({"peak": peak_rss(), "stages": stages}))
 """
 
 

@@ -95,7 +95,7 @@ class WeightStore:
         content = hashlib.sha256()
         try:
             self._write(bytes(offset - end))
-            for chunk in _chunks(tensor):
+            for chunk in chunks(tensor):
                 content.update(chunk)
                 self._write(chunk)
             region = Region(offset, self.size - offset)
@@ -152,11 +152,14 @@ def _place(tensor: ir.TensorProtocol) -> object:
     return id(tensor)
 
 
-def _chunks(tensor: ir.TensorProtocol) -> Iterator[Bytes]:
-    """The tensor's bytes as ONNX stores them: little-endian, row-major, sub-byte types packed."""
+def chunks(tensor: ir.TensorProtocol) -> Iterator[Bytes]:
+    """A tensor's bytes as ONNX stores them: little-endian, row-major, sub-byte types packed.
+
+    Files are read, not mapped. Raises: ModelError if the tensor's is too short or can't be read.
+    """
     if isinstance(tensor, ir.LazyTensor):
         # A cached one hands out its array; else only its function keeps the result from living on.
-        yield from _chunks(ir.Tensor(tensor.numpy(), dtype=tensor.dtype) if tensor.cache else tensor.raw())
+        yield from chunks(ir.Tensor(tensor.numpy(), dtype=tensor.dtype) if tensor.cache else tensor.raw())
     elif isinstance(tensor, ir.ExternalTensor):
         yield from _file_chunks(tensor)
     elif type(tensor) is ir.Tensor and isinstance(tensor.raw, np.ndarray) and tensor.dtype.itemsize >= 1:

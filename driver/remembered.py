@@ -6,7 +6,6 @@ import hashlib
 import platform
 from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 
 from ..compiler.codegen.isa import features, isa_of
@@ -16,6 +15,7 @@ from ..compiler.ir.printer import print_program
 from ..compiler.options import CompileOptions
 from ..compiler.program import Program
 from ..compiler.reference import Arrays
+from ..compiler.weights import chunks
 from ..runtime.conditions import conditions, cores, versions
 from . import cache
 from .decision import Decision, read
@@ -61,7 +61,8 @@ def _content(program: Program) -> str:
                     continue
                 seen.add(id(tensor))
                 content.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-                content.update(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+                for chunk in chunks(tensor):
+                    content.update(chunk)
     return content.hexdigest()
 
 

@@ -85,7 +85,13 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def peak_rss() -> int:
-    """Greatest resident memory of this process so far, bytes."""
+    """Greatest resident memory of this program so far, bytes.
+
+    Where Linux tells only what getrusage knows, it is at least that of the process which started this one.
+    """
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -44,6 +44,20 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     return ir.tensor(np.asarray(attr.value, dtype))
 
 
+def read_once(tensor: ir.TensorProtocol) -> Array:
+    """A tensor's array, read for once: an external tensor's file is mapped no longer than the array lives.
+
+    ``tensor.numpy()`` would keep the mapping, and what was read of it counts as memory of this process.
+    """
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.raw is not None:
+        return tensor.numpy()
+    again = ir.ExternalTensor(
+        tensor.location, tensor.offset, tensor.length, tensor.dtype,
+        shape=tensor.shape, name=tensor.name, base_dir=tensor.base_dir,
+    )  # fmt: skip
+    return again.numpy()
+
+
 def is_constant(value: ir.Value | None) -> bool:
     """Whether ``value`` is an initializer that is no graph input, or the output of a Constant node."""
     return constant_tensor(value) is not None

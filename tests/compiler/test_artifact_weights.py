@@ -120,17 +120,18 @@ def test_full_disk_is_an_artifact_error() -> None:
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np, onnx_ir as ir
 from miaotui.compiler.weights import WeightStore
+from miaotui.runtime.conditions import peak_rss
 folder = Path(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_rss()
 with WeightStore(folder / "w") as store:
     for offset in range(0, 512 << 20, 64 << 20):
         store.add(ir.ExternalTensor("e", offset, 64 << 20, ir.DataType.UINT8, shape=ir.Shape((64 << 20,)),
                                     name=str(offset), base_dir=folder))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, store.size >> 20)
+print((peak_rss() - before) >> 20, store.size >> 20)
 """
 
 

@@ -10,9 +10,10 @@ import pytest
 from support.big_model import write_big_model
 
 COMPILE = """
-import resource, sys, miaotui
+import sys, miaotui
+from miaotui.runtime.conditions import peak_rss
 miaotui.compile(sys.argv[1], output=sys.argv[2], timing=1).close()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_rss())
 """
 
 

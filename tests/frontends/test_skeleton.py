@@ -207,12 +207,12 @@ class TestStored:
 
 
 COMPILE = """
-import re, sys, miaotui
+import sys, miaotui
+from miaotui.runtime.conditions import peak_rss
 options = {"precision": "int4", "verify": False, "timing": 0, "backend": "ort"}
 options["enable"] = ("quantize-weights{method=rtn}",)  # a search for scales takes time, not memory
 miaotui.compile(sys.argv[1], output=sys.argv[2], **options).close()
-# of this program alone: what getrusage says begins with the memory of the one that started it
-print(1024 * int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]))
+print(peak_rss())
 """
 
 

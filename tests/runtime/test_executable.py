@@ -262,7 +262,7 @@ def test_running_needs_no_framework(folder: Path) -> None:
 
 
 BIG = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np, onnx_ir as ir
 from onnx import helper
@@ -271,6 +271,7 @@ from miaotui.compiler.codegen.onnxruntime import OnnxRuntimeBackend
 from miaotui.compiler.draft import Draft
 from miaotui.compiler.manifest import Variant
 from miaotui.compiler.options import Target
+from miaotui.runtime.conditions import peak_rss
 from miaotui.runtime.executable import open_executable
 folder, count, width = Path(sys.argv[1]), 24, 2048
 size = width * width * 4
@@ -288,7 +289,7 @@ for node in made.main.graph:
         shape=ir.Shape((width, width)), name=value.name, base_dir=folder)
     value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape((width, width))
     made.main.graph.initializers.add(value)
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+def peak(): return peak_rss() >> 20
 start = peak()
 with Draft(folder / "m") as draft:
     variants = {}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...ir.constants import read_once
 from .kernels import groups
 from .kernels.build import Body, prim_func
 from .kernels.groups import Input, Rows, epilogue, tasks, whole_and_last
@@ -26,7 +27,7 @@ def packed(weight: ir.TensorProtocol, transposed: bool) -> ir.TensorProtocol:
     shape = ir.Shape([-(-outputs // TILE), inputs, TILE])
 
     def values() -> ir.Tensor[Any]:
-        array = weight.numpy() if transposed else weight.numpy().T
+        array = read_once(weight) if transposed else read_once(weight).T
         array = np.pad(array, ((0, -outputs % TILE), (0, 0)))
         return ir.Tensor(np.ascontiguousarray(array.reshape(-1, TILE, inputs).transpose(0, 2, 1)))
 

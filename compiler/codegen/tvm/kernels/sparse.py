@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ....ir.constants import read_once
 from ....reference import Array
 from . import groups
 from .build import Body, prim_func
@@ -72,7 +73,7 @@ class Packed:
 
     def _tiled(self) -> Array:
         """float32[tiles, 16, K]; of a weight[N, K] with N a multiple of 16 a view."""
-        array = self._tensor.numpy()
+        array = read_once(self._tensor)
         array = array if self._transposed else array.T
         array = np.pad(array, ((0, -self.outputs % TILE), (0, 0))) if self.outputs % TILE else array
         tiles: Array = array.reshape(-1, TILE, self.inputs)
@@ -97,7 +98,7 @@ def declines(weight: ir.TensorProtocol, transposed: bool) -> str | None:
     outputs, inputs = shape if transposed else shape[::-1]
     if outputs < TILE or not inputs:
         return f"weight has fewer than {TILE} outputs"
-    array = weight.numpy()
+    array = read_once(weight)
     for part in (array[:LOOK], array):  # a look at the beginning spares reading dense weights
         tiles = part if transposed else part.T
         tiles = tiles[: len(tiles) // TILE * TILE].reshape(-1, TILE, tiles.shape[1])
