@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from miaotui.compiler.codegen.native.constants import Constants, array_of, key_of
 from miaotui.compiler.codegen.native.emit.base import View, bare, divided, times
@@ -183,6 +183,7 @@ def lifetimes(draw: st.DrawFn) -> dict[int, Lifetime]:
 
 
 @given(lifetimes())
+@example({0: Lifetime(1, "float", 0, 1), **dict.fromkeys((1, 2), Lifetime(1, "float", 1, 1, over=0))})
 def test_values_alive_together_never_share_a_buffer(lives: dict[int, Lifetime]) -> None:
     placed, slots = plan(lives)
     assert set(placed) == set(lives)

@@ -12,11 +12,11 @@ from onnx import TensorProto, helper
 def write_big_model(folder: Path, layers: int, width: int) -> Path:
     """``layers`` × (MatMul width×width, Relu) on float32[batch, width]; weights in ``data.bin``. Its path."""
     random = np.random.default_rng(0)
-    size = width * width * 4
+    size, scale = width * width * 4, np.float32(width**-0.5)
     nodes, weights = [], []
     with (folder / "data.bin").open("wb") as file:
         for i in range(layers):
-            file.write((random.standard_normal((width, width), dtype=np.float32) / np.sqrt(width)).tobytes())
+            file.write((scale * random.standard_normal((width, width), dtype=np.float32)).tobytes())
             weight = onnx.TensorProto(name=f"w{i}", data_type=TensorProto.FLOAT, dims=[width, width])
             weight.data_location = TensorProto.EXTERNAL
             for key, value in (("location", "data.bin"), ("offset", i * size), ("length", size)):

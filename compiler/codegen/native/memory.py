@@ -50,9 +50,12 @@ def plan(lifetimes: Mapping[int, Lifetime]) -> tuple[dict[int, int], list[Slot]]
     """Slot of every value, and the slots. Values are placed in the order in which they are written."""
     slots: list[Slot] = []
     placed: dict[int, int] = {}
+    gone: set[int | None] = set()  # whose memory another value of the same step has
     for name, life in sorted(lifetimes.items(), key=lambda item: (item[1].first, item[0])):
-        index = _taken_over(life, lifetimes, placed)
-        if index is None or slots[index].busy != life.first:
+        index = None if life.over in gone else _taken_over(life, lifetimes, placed)
+        if index is not None and slots[index].busy == life.first:
+            gone.add(life.over)
+        else:
             free = [i for i, s in enumerate(slots) if s.busy < life.first and s.ctype == life.ctype]
             index = min(free, key=lambda i: _misfit(slots[i], life.size), default=None)
         if index is None:
