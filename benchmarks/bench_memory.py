@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,10 @@ def measured(case: Case) -> dict[str, Any]:
         start = time.perf_counter()
         output = Path(folder, "out.miaotui")
         command = [sys.executable, "-c", COMPILE, str(model), str(output), json.dumps(case.options)]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        nothing_known = {**os.environ, "MIAOTUI_CACHE": f"{folder}/cache"}
+        printed = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=nothing_known
+        ).stdout
         found = json.loads(printed.splitlines()[-1])
         written = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
         return {**found, "seconds": time.perf_counter() - start, "written": written}
