@@ -15,7 +15,8 @@ _USUAL = 64
 class Lifetime:
     """A value in memory: alive from step ``first``, which writes it, to step ``last``, both included.
 
-    ``over``: another value whose memory it may take although step ``first`` reads that.
+    ``over``: another value whose memory it may take although step ``first`` reads that; of several that may,
+    one does.
     """
 
     size: Size
@@ -50,11 +51,11 @@ def plan(lifetimes: Mapping[int, Lifetime]) -> tuple[dict[int, int], list[Slot]]
     """Slot of every value, and the slots. Values are placed in the order in which they are written."""
     slots: list[Slot] = []
     placed: dict[int, int] = {}
-    gone: set[int | None] = set()  # whose memory another value of the same step has
+    inherited: set[int | None] = set()
     for name, life in sorted(lifetimes.items(), key=lambda item: (item[1].first, item[0])):
-        index = None if life.over in gone else _taken_over(life, lifetimes, placed)
+        index = None if life.over in inherited else _taken_over(life, lifetimes, placed)
         if index is not None and slots[index].busy == life.first:
-            gone.add(life.over)
+            inherited.add(life.over)
         else:
             free = [i for i, s in enumerate(slots) if s.busy < life.first and s.ctype == life.ctype]
             index = min(free, key=lambda i: _misfit(slots[i], life.size), default=None)
