@@ -17,6 +17,13 @@ SCHEMA = 1
 """Version of this file's layout; a reader takes exactly its own."""
 
 FORMAT = "miaotui executable"
+
+IN_PLACE = "state.in_place"
+"""Setting of a variant, ``"1"`` if past and present of its state may be bound to the same memory."""
+
+ROW_BY_ROW = "state.row_by_row"
+"""Setting of a variant, ``"1"`` if a run takes several tokens of one row, or one token of several rows; of
+several rows several tokens only if they fill the capacity, and so are prompts of empty rows."""
 """Value of the manifest's ``format`` field, by which a folder is known to be ours."""
 
 

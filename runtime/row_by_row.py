@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..compiler.errors import InputError
-from ..compiler.manifest import Variant
+from ..compiler.manifest import ROW_BY_ROW, Variant
 from ..compiler.program import TensorSpec
-
-_SETTING = "state.row_by_row"
 
 
 def is_row_by_row(variant: Variant) -> bool:
     """Whether a run takes several tokens of one row only, but for prompts that fill the capacity."""
-    return variant.settings.get(_SETTING) == "1"
+    return variant.settings.get(ROW_BY_ROW) == "1"
 
 
 def rows_of(inputs: Mapping[str, Any], specs: Sequence[TensorSpec], tokens: str) -> list[dict[str, Any]]:

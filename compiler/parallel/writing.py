@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from ..artifact import record_file, walk_files
 from ..codegen.base import Backend
-from ..codegen.onnxruntime.state import SETTING, is_in_place
+from ..codegen.onnxruntime.state import is_in_place
 from ..errors import UnsupportedError
 from ..ir.protos import proto_without_weights
-from ..manifest import Entry
+from ..manifest import IN_PLACE, Entry
 from ..options import Target
 from ..program import Decoding, Program, StateTensor
 from ..weights import WeightStore, stored_bytes
@@ -108,7 +108,7 @@ def _settings(
 ) -> dict[str, str]:
     found = dict(settings)
     if backend.name == "ort" and state and is_in_place(model, Decoding(0, tuple(state))):
-        found[SETTING] = "1"
+        found[IN_PLACE] = "1"
     return found
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from ...compiler.errors import UnsupportedError
-from ...compiler.manifest import Manifest, Variant
+from ...compiler.manifest import IN_PLACE, Manifest, Variant
 from ...compiler.options import Target
 from ...compiler.program import Decoding
 
 DERIVING = ("derive-cache", "raise-attention")
 """The pass that makes the entry with state, and the one that finds the attention it needs."""
-
-_IN_PLACE = "state.in_place"
 
 
 def decoding_of(manifest: Manifest, name: str) -> Decoding:
@@ -28,7 +26,7 @@ def decoding_of(manifest: Manifest, name: str) -> Decoding:
 
 def is_in_place(variant: Variant) -> bool:
     """Whether past and present of the variant's state may be one buffer."""
-    return variant.settings.get(_IN_PLACE) == "1"
+    return variant.settings.get(IN_PLACE) == "1"
 
 
 def _reason(manifest: Manifest, fact: str) -> tuple[str, str]:

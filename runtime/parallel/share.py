@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ...compiler.closing import Closing
 from ...compiler.errors import ArtifactError, InternalError, UnsupportedError
+from ...compiler.manifest import IN_PLACE
 from ...compiler.options import Target
 from ...compiler.parallel.plan import BACKENDS, Collective, EntryPlan, Part, Plan, Share
 from ...compiler.program import Decoding, Dim, StateTensor
@@ -21,8 +22,6 @@ from ..generate.buffers import StateBuffers, aligned
 from ..onnxruntime import OnnxRuntimeModel
 from .meeting import Group
 from .work import Command, Use
-
-IN_PLACE = "state.in_place"
 
 _BINDINGS = 32
 """Forms of inputs for which a session keeps bindings: prompts differ, steps are all alike."""

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from miaotui.compiler.codegen.onnxruntime.backend import OnnxRuntimeBackend
-from miaotui.compiler.codegen.onnxruntime.state import ROW_BY_ROW, SETTING
 from miaotui.compiler.ir.evaluate import evaluate
+from miaotui.compiler.manifest import IN_PLACE, ROW_BY_ROW
 from miaotui.compiler.options import CompileOptions, Target
 from miaotui.compiler.parallel.mesh import Mesh
 from miaotui.compiler.program import Program
@@ -102,7 +102,7 @@ def test_the_whole_pipeline_in_halves(precision: str, tmp_path: Path) -> None:
     assert found["GroupQueryAttention"] == 2 and not {"RotaryEmbedding", "ScatterElements"} & set(found)
     with WeightStore(tmp_path / "weights.bin") as weights:
         settings = OnnxRuntimeBackend().build(program, Target("cuda"), tmp_path, weights).settings
-    assert settings[ROW_BY_ROW] == settings[SETTING] == "1"
+    assert settings[ROW_BY_ROW] == settings[IN_PLACE] == "1"
     state = next(v for v in program.entries["decode"].graph.inputs if v.name == "past_key_0")
     assert state.dtype == {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}[precision]
     for feed, expected in zip(feeds, wanted, strict=True):

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...manifest import IN_PLACE
 from ..isa import Isa
 from .toolchain import KERNELS, Toolchain, find_toolchain
 
@@ -34,7 +35,7 @@ def build_library(
     return {
         "isa": isa.name,
         "weights": WEIGHTS,
-        "state.in_place": "1",
+        IN_PLACE: "1",
         "compiler": compiler.version(),
         "cflags": "-I${dir}/include",
         "libs": "-L${dir} -lmodel -Wl,-rpath,${dir}",

@@ -7,13 +7,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...errors import ModelError
+from ...manifest import IN_PLACE, ROW_BY_ROW
 from ...options import Target
 from ...program import LAYOUT, Program
 from ...weights import WeightStore
 from ..base import Build
 from . import kernels
 from .settings import NHWC, settings_for
-from .state import ROW_BY_ROW, SETTING, is_in_place, is_row_by_row
+from .state import is_in_place, is_row_by_row
 
 INLINE = 1024
 """Tensors of fewer bytes stay in the model: ONNX Runtime folds shapes only from those."""
@@ -61,7 +62,7 @@ class OnnxRuntimeBackend:
         if program.decoding is not None:
             stepping = program.entries[program.decoding.entry]
             if is_in_place(stepping, program.decoding):
-                settings[SETTING] = "1"
+                settings[IN_PLACE] = "1"
             if target.device == "cuda" and is_row_by_row(stepping):
                 settings[ROW_BY_ROW] = "1"
         return Build(entries, settings)

@@ -6,13 +6,6 @@ import onnx_ir as ir
 
 from ...program import Decoding
 
-SETTING = "state.in_place"
-"""Setting of a variant, ``"1"`` if past and present may be bound to the same memory."""
-
-ROW_BY_ROW = "state.row_by_row"
-"""Setting of a variant, ``"1"`` if a run takes several tokens of one row, or one token of several rows; of
-several rows several tokens only if they fill the capacity, and so are prompts of empty rows."""
-
 _NEW = 16
 """The input of GroupQueryAttention that says how many of each row's tokens are new."""
 

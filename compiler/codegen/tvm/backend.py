@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...errors import OptionError, UnsupportedError
+from ...manifest import IN_PLACE
 from ...options import Target
 from ...program import TRIALS, Program
 from ...weights import WeightStore
@@ -33,9 +34,6 @@ KERNELS = "kernels"
 
 TUNING = "tuning"
 """Setting: what measuring schedules gave for each kernel, as JSON; `Tuned` of tuning.py."""
-
-IN_PLACE = "state.in_place"
-"""Setting: past and present of the cache are one tensor."""
 
 
 class TvmBackend:
