@@ -94,6 +94,9 @@ def asked(options: CompileOptions) -> tuple[str, ...]:
     for pattern, share in parse_sparsity(options.sparsity).items() if options.sparsity else ():
         if pattern in ("heads", "channels"):
             found.append(f"prune-{pattern}{{share={share}}}")
+            if pattern == "channels" and options.budget is None:  # heads can't be weighed layer by layer
+                apart = options.backend == "native"  # its attention takes keys and values of different widths
+                found.append(f"narrow-heads{{share={share},values_alone={apart}}}")
         else:
             kind = f"pattern={pattern},sparsity={share},precision={options.precision}"
             found.append(f"prune-weights{{{kind}}}")

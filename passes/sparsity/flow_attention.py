@@ -1,4 +1,4 @@
-"""How units pass attention and rotary embedding: whole heads, query heads with the KV head they share."""
+"""How units pass attention and rotary embedding: whole heads, or the same channels of every head."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def _attention(node: ir.Node, flow: Flow) -> Found:
         raise Blocked(f"the number of heads of Attention {node.name} is not known")
     queries, keys = counts
     group = queries // keys
+    number = {X: queries, 1: keys, 2: keys, Y: queries}
     for slot in (X, Y):
         if (found := _of_heads(node, flow, slot, queries)) is not None:
             for other in (X, Y):
@@ -33,6 +34,10 @@ def _attention(node: ir.Node, flow: Flow) -> Found:
         if (found := _of_heads(node, flow, slot, keys)) is not None:
             yield from (_over_heads(node, other, found) for other in (1, 2))
             yield from (_over_heads(node, other, found.repeat(group)) for other in (X, Y))
+    for pair in ((X, 1), (2, Y)):  # scores sum over the channels of query and key; those of values come out
+        for slot in pair:
+            if (found := _of_channels(node, flow, slot, number[slot])) is not None:
+                yield from (_over_channels(node, other, found, number[other]) for other in pair)
 
 
 def attention_heads(node: ir.Node) -> tuple[int, int] | None:
@@ -48,18 +53,33 @@ def attention_heads(node: ir.Node) -> tuple[int, int] | None:
 
 
 def _of_heads(node: ir.Node, flow: Flow, slot: int, heads: int) -> Array | None:
-    """Units by head of one input or output."""
+    """Units by head of one input or output; None if it has none, or the same in every head."""
+    return _along(node, flow, slot, heads)[0]
+
+
+def _of_channels(node: ir.Node, flow: Flow, slot: int, heads: int) -> Array | None:
+    """Units by channel of a head, where they are the same in all heads."""
+    return _along(node, flow, slot, heads)[1]
+
+
+def _along(node: ir.Node, flow: Flow, slot: int, heads: int) -> tuple[Array | None, Array | None]:
+    """Units by head and by channel. Raises: Blocked for any others."""
     value = node.outputs[0] if slot < 0 else node.inputs[slot]
-    axis = 1 if rank(value) == 4 else 2
     found = flow.at(node, slot)
-    if any(other != axis for other in found):
+    if rank(value) == 4:
+        if not found.keys() <= {1, 3}:
+            raise Blocked(f"{node.op_type} {node.name} mixes them")
+        return found.get(1), found.get(3)
+    if not found.keys() <= {2}:
         raise Blocked(f"{node.op_type} {node.name} mixes them")
     if not found:
-        return None
-    rows = found[axis].reshape(heads, -1)
-    if (rows != rows[:, :1]).any():
-        raise Blocked(f"{node.op_type} {node.name} mixes them within a head")
-    return np.asarray(rows[:, 0])
+        return None, None
+    rows = found[2].reshape(heads, -1)
+    if (rows == rows[:, :1]).all():
+        return np.asarray(rows[:, 0]), None
+    if (rows == rows[0]).all():
+        return None, np.asarray(rows[0])
+    raise Blocked(f"{node.op_type} {node.name} mixes them within a head")
 
 
 def _over_heads(node: ir.Node, slot: int, units: Array) -> tuple[int, int, Array]:
@@ -71,6 +91,11 @@ def _over_heads(node: ir.Node, slot: int, units: Array) -> tuple[int, int, Array
     if not isinstance(width, int):
         raise Blocked(f"the width of {value.name} is not known")
     return slot, 2, units.repeat(width // len(units))
+
+
+def _over_channels(node: ir.Node, slot: int, units: Array, heads: int) -> tuple[int, int, Array]:
+    value = node.outputs[0] if slot < 0 else node.inputs[slot]
+    return (slot, 3, units) if rank(value) == 4 else (slot, 2, np.tile(units, heads))
 
 
 def _cut_attention(node: ir.Node, flow: Flow, at: Rewriter) -> None:
@@ -97,6 +122,8 @@ def _rotary(node: ir.Node, flow: Flow) -> Found:
     for slot in (X, Y):
         if (found := _of_heads(node, flow, slot, heads)) is not None:
             yield from (_over_heads(node, other, found) for other in (X, Y))
+        if _of_channels(node, flow, slot, heads) is not None:
+            raise Blocked(f"RotaryEmbedding {node.name} turns them in pairs")
 
 
 def _rotary_heads(node: ir.Node) -> int:

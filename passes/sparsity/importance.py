@@ -94,9 +94,9 @@ def corrected(weight: Array, matrix: Array, kept: Array) -> Array:
     return np.linalg.solve(moment[np.ix_(kept, kept)], right.T).T.astype(np.float32)
 
 
-def damped(matrix: Array) -> Array:
-    """float64: a moment with a little added to its diagonal, so that it has an inverse."""
+def damped(matrix: Array, share: float = DAMPING) -> Array:
+    """float64: a moment with ``share`` of its mean added to its diagonal, so that it has an inverse."""
     found: Array = matrix.astype(np.float64)
     mean = float(np.diagonal(found).mean())
-    found[np.diag_indices(len(found))] += DAMPING * mean if mean > 0 else 1.0
+    found[np.diag_indices(len(found))] += share * mean if mean > 0 else 1.0
     return found

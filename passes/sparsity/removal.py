@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 
@@ -22,10 +22,32 @@ Cuts: TypeAlias = dict[tuple[object, ...], tuple[ir.TensorProtocol, ir.TensorPro
 """Tensors and what they were cut to, by what identifies that: entries go on sharing them."""
 
 
+Cut: TypeAlias = "tuple[tuple[object, ...], Callable[[], ir.TensorProtocol]]"
+"""What identifies a smaller tensor, and what makes it."""
+
+
 def remove(site: Site, choice: Choice, step: str, cuts: Cuts) -> None:
     """Make everything smaller that holds units of ``site``, for the pass ``step``."""
-    flow = site.flow
-    flow.kept = choice.kept
+    site.flow.kept = choice.kept
+
+    def reader(value: ir.Value, tensor: ir.TensorProtocol, axes: Mapping[int, Array]) -> Cut | None:
+        if value is not site.weight:
+            return None
+        return (id(tensor), id(choice)), partial(_cut_reader, tensor, choice, site)
+
+    shrink(site.flow, step, cuts, reader)
+
+
+def shrink(
+    flow: Flow,
+    step: str,
+    cuts: Cuts,
+    own: Callable[[ir.Value, ir.TensorProtocol, Mapping[int, Array]], Cut | None],
+) -> None:
+    """Make everything on ``flow`` smaller for the pass ``step``, once ``kept`` is chosen.
+
+    ``own``: how a constant with units along its axes is cut otherwise than by leaving out what goes.
+    """
     for node in flow.nodes:
         rule = flow.rules[node.op_type]
         if rule.cut is not None:
@@ -38,13 +60,9 @@ def remove(site: Site, choice: Choice, step: str, cuts: Cuts) -> None:
         value = node.inputs[slot]
         tensor = constant_tensor(value)
         assert value is not None and tensor is not None
-        name: tuple[object, ...]
-        if value is site.weight:
-            name, cut = (id(tensor), id(choice)), partial(_cut_reader, tensor, choice, site)
-        else:
-            kept = {axis: flow.keeps(units) for axis, units in axes.items()}
-            name = (id(tensor), *((axis, at.tobytes()) for axis, at in kept.items()))
-            cut = partial(_cut_tensor, tensor, kept)
+        kept = {axis: flow.keeps(units) for axis, units in axes.items()}
+        plain = (id(tensor), *((axis, at.tobytes()) for axis, at in kept.items()))
+        name, cut = own(value, tensor, axes) or (plain, partial(_cut_tensor, tensor, kept))
         if name not in cuts:
             cuts[name] = tensor, cut()
         made = cuts[name][1]
