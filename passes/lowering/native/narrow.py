@@ -19,8 +19,7 @@ from ...base import Note, Pass, PassContext, PassResult
 from ...precision.half import BF16, FP16, is_exact
 from .layer import Layer
 
-FORMATS = {"bf16": BF16, "fp16": FP16}
-"""By name, the one first that is taken where both lose nothing."""
+FORMATS = {"fp16": FP16, "bf16": BF16}
 
 _LEAST = 4096
 """Elements from which on a table that is only looked up counts as a weight."""
@@ -107,7 +106,7 @@ def _narrowed(tensor: ir.TensorProtocol, dtype: str) -> ir.TensorProtocol | str:
     rounds = dtype == "bf16"
     if dtype == "auto":
         array = tensor.numpy()
-        names = [name for name, form in FORMATS.items() if is_exact(array, form)]
+        names = [name for name in ("bf16", "fp16") if is_exact(array, FORMATS[name])]
         if not names:
             return ""
         dtype = names[0]
