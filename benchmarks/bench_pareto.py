@@ -35,11 +35,13 @@ from perplexity import Array, Score, compared
 
 COUNT, QUICK = 12, 2
 """Windows of 512 tokens that every point is evaluated on."""
-UNIFORM = ("int4 g128", "int4 g64", "int4 g32", "int8 g128", "int8 g64", "int8 g32", "int8 g16")
-"""Formats of all linear weights; the output layer, which is the embedding table too, is in 8 bits, and in a
-second point of each in 4 bits like the rest."""
-FINE = (0.00025, 0.0003, 0.00035, 0.0004, 0.00045, 0.0005, 0.00055, 0.0006, 0.0007, 0.001, 0.0015)
-BUDGETS = (*FINE, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.12)
+HALF = "fp16"
+UNIFORM = ("int4 g128", "int4 g64", "int4 g32", "int8 g128", "int8 g64", "int8 g32", "int8 g16", HALF)
+"""Formats of all linear weights; the output layer, which is the embedding table too, is in 8 bits, beside
+float16 in float16, and in a second point of those of 4 bits in 4 bits like the rest."""
+FINEST = (0.00001, 0.00005, 0.0001, 0.00015, 0.0002)
+FINE = (0.00025, 0.0003, 0.00035, 0.0004, 0.00045, 0.0005, 0.0006, 0.0007, 0.001)
+BUDGETS = (*FINEST, *FINE, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.12)
 """Mean KL on the calibration text."""
 PATIENCE = 3600.0
 
@@ -225,7 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluation = Evaluation.of(meter, ids, work)
         points = []
         for label in UNIFORM:
-            points.append(evaluation.point(label, "uniform", uniform(rows, label, "int8 g32")))
+            head = HALF if label == HALF else "int8 g32"
+            points.append(evaluation.point(label, "uniform", uniform(rows, label, head)))
             if label.startswith("int4"):
                 chosen = uniform(rows, label, f"{label} table")
                 points.append(evaluation.point(label, "uniform 4-bit head", chosen))
@@ -249,8 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         *table(points),
         "",
         "At equal bytes, mixes being interpolated. The cheapest format can't be beaten: whatever is mixed in "
-        "is larger, so the mix of as many bytes is that format itself; nor is the finest: only float32, "
-        "three times its size, is left to spend bytes on.",
+        "is larger, so the mix of as many bytes is that format itself; nor is the finest: above float16 only "
+        "float32, twice its size, is left to spend bytes on.",
         "",
         "| one format | its KL | mixed KL | ratio |",
         "|---|---:|---:|---:|",

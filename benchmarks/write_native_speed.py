@@ -1,4 +1,4 @@
-"""Measure sparse and integer kernels of native code against dense float32, write what compiles decide by.
+"""Measure native kernels of other weights against dense float32, write what compiles decide by.
 
 python benchmarks/write_native_speed.py    (compiler/codegen/native/speed.tsv; a quiet machine, 3 minutes)
 """
@@ -54,8 +54,8 @@ def packed(case: Case) -> PackedWeight:
         points = None if case.kernel == "int8" else ir.Tensor(zero, dtype=dtype)
         return pack_blocked(BlockedWeight(data, scales, points, None, 32))
     array = rng.standard_normal(shape, np.float32)
-    if case.kernel == "dense":
-        return pack_tensors([ir.Tensor(array)])
+    if case.kernel in ("dense", "fp16"):
+        return pack_tensors([ir.Tensor(array.astype(np.float16) if case.kernel == "fp16" else array)])
     used = rng.random((-(-case.rows // TILE), case.columns)) < case.density
     return pack_sparse([ir.Tensor(array * used.repeat(TILE, 0)[: case.rows])])
 
@@ -64,7 +64,7 @@ def measured(arch: str) -> dict[tuple[str, float], list[float]]:
     """Gains by kernel and density, for each of ``COUNTS``: the least of weights in memory and in caches,
     in the geometric mean over ``SHAPES``.
     """
-    kinds = [("dense", 1.0), *(("block", d) for d in DENSITIES), ("int8", 1.0), ("int4", 1.0)]
+    kinds = [("dense", 1.0), *(("block", d) for d in DENSITIES), ("int8", 1.0), ("int4", 1.0), ("fp16", 1.0)]
     cases = [Case(kind, *shape, density) for shape in SHAPES for kind, density in kinds]
     weights = [(case, packed(case)) for case in cases]
     logs: dict[tuple[str, float], list[list[float]]] = {}

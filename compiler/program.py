@@ -21,6 +21,9 @@ Attention, RMSNormalization and RotaryEmbedding exist from here on.
 TRIALS = "miaotui.trials"
 """Key of an entry model's metadata: schedules that a code generator may measure for each of its kernels."""
 
+HALVES = "miaotui.halves"
+"""Key of an entry model's metadata: some of its float32 weights were rounded to float16, to be stored so."""
+
 LAYOUT = "miaotui.layout"
 """Key of an entry model's metadata: ``NHWC`` if convolutions are to run with channels last."""
 

@@ -150,7 +150,8 @@ def cost_of(options: CompileOptions, metric: Metric, meter: Meter) -> Callable[[
 
     A decoded token of a language model waits for its weights. Other models compute: there a format counts
     as the bytes of float32 over how many times as fast its kernel is, where the backend was measured, else
-    as what is read. Bytes stored decide between equals.
+    as what is read; float16 as no less than float32, which it is made before it is multiplied. Bytes stored
+    decide between equals.
     """
     if options.goal == "size":
         return lambda row: row.nbytes + row.elsewhere
@@ -158,13 +159,13 @@ def cost_of(options: CompileOptions, metric: Metric, meter: Meter) -> Callable[[
     def seconds(row: Row) -> float:
         if metric.vocabulary is not None:
             return row.read + row.elsewhere + 1e-6 * row.nbytes
-        total = 0.0
+        total, widened = 0.0, row.format.kernel == "fp16"
         for name, uses in meter.groups[row.group].items():
             tensor = meter.program.main.graph.initializers[name].const_value
             assert tensor is not None
             columns, rows = tensor.shape.numpy()[:: 1 if uses.turned else -1]
             gain = meter.context.speed(row.format.kernel, rows, columns, 1.0)
-            total += 4 * rows * columns / gain if gain > 1 and uses.products else 0.0
+            total += 4 * rows * columns / gain if (gain > 1 or widened) and uses.products else 0.0
         return (total or row.read) + row.elsewhere + 1e-6 * row.nbytes
 
     return seconds

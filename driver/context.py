@@ -34,6 +34,7 @@ def context_of(options: CompileOptions) -> PassContext:
         lambda node: backend.supports(node, options.target),
         speed=speed_of(options),
         sums_bytes=bool(features() & SUMS_BYTES),
+        reads_halves=name == "native",
     )
 
 

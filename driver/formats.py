@@ -8,11 +8,16 @@ from itertools import product
 
 from ..passes.approximation import Approximates
 from ..passes.base import OFF, Pass
+from ..passes.lowering.native import NativeWeights
+from ..passes.lowering.onnxruntime import StoreHalves
 
 INTEGERS = "quantize-activations"
 """The pass whose products round their activations too; what it takes, quantize-weights finds no more."""
 
 _BYTES = "bits=8,output=8,table=8,block="
+
+HALVES = "bits=16,output=16,table=16"
+"""What quantize-weights rounds to float16."""
 
 STORED = f"{_BYTES}32"
 """What quantize-weights makes of a weight in 8 bits."""
@@ -22,7 +27,7 @@ BLOCKS = (32, 64, 128)
 
 EIGHTS = (16, 32, 64, 128)
 """The same in 8 bits, where a mix is made: 10 bits a weight with its scale, 9, 8.5 or 8.25. Without finer
-blocks than 32 a mix of 9 bits a weight has nothing to spend on weights that matter most but float32."""
+blocks than 32 a mix of 9 bits a weight has nothing to spend on weights that matter most but 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +72,18 @@ def approximating(passes: Sequence[Pass]) -> list[Pass]:
     return [step for step in passes if isinstance(step, Approximates)]
 
 
-def formats_of(passes: Sequence[Pass], precision: str) -> list[Format]:
+def stores_halves(passes: Sequence[Pass]) -> bool:
+    """Whether a pass of the pipeline stores in 16 bits what was rounded to float16."""
+    stored = (StoreHalves, NativeWeights)
+    return any(isinstance(step, stored) and getattr(step, "dtype", "auto") != "fp32" for step in passes)
+
+
+def formats_of(passes: Sequence[Pass], precision: str, halves: bool = False) -> list[Format]:
     """Every combination of what the approximating passes offer: none of them first, the finest.
 
-    Passes but quantize-weights are on, as they were set, or off.
+    Passes but quantize-weights are on, as they were set, or off. ``halves``: see ``stores_halves``.
     """
-    offers = [_offers(step, precision) for step in approximating(passes)]
+    offers = [_offers(step, precision, halves) for step in approximating(passes)]
     found = []
     for chosen in product(*offers):
         labels = [label for label, _, text in chosen if text != OFF]
@@ -84,14 +95,14 @@ def formats_of(passes: Sequence[Pass], precision: str) -> list[Format]:
     return found
 
 
-def _offers(step: Pass, precision: str) -> list[tuple[str, str, str]]:
+def _offers(step: Pass, precision: str, halves: bool) -> list[tuple[str, str, str]]:
     """Label, pass and options of each of its choices."""
     name = step.name
     if name == INTEGERS:
         return [("", name, OFF), ("int8 activations", name, "")]
     if name != "quantize-weights":
         return [("", name, OFF), (_label(step), name, "")]
-    found = [("", name, OFF)]
+    found = [("", name, OFF), *([("fp16", name, HALVES)] if halves else [])]
     if precision != "int4":
         return [*found, ("int8 g32", name, STORED)]
     found += [(f"int8 g{block}", name, f"{_BYTES}{block}") for block in EIGHTS]

@@ -17,7 +17,7 @@ from ..passes.approximation import Approximates
 from ..passes.base import OFF, Pass, PassContext
 from ..passes.moments import joined
 from ..passes.weight_uses import WeightUses
-from .formats import INTEGERS, Format, approximating, formats_of
+from .formats import INTEGERS, Format, approximating, formats_of, stores_halves
 from .groups import Group, groups_of
 from .metric import Metric
 from .probe import Probe, Swapped
@@ -65,7 +65,7 @@ class Meter(Closing):
         self.passes = replacing
         self.samples = _first(samples, metric)
         self.groups = groups_of(program)
-        self.formats = formats_of(self.passes, precision)
+        self.formats = formats_of(self.passes, precision, stores_halves(passes))
         self.runs = 0
         """Measurements so far, the source's own not counted."""
         self._opened = ExitStack()
@@ -79,7 +79,7 @@ class Meter(Closing):
             self.context.speed(pattern, 1024, 1024, 0.25) for pattern in ("block", "2:4", "unstructured")
         ]
         known = (METHOD, self.metric, bool(self.context.moments), speed, list(map(repr, self.passes)))
-        content.update(repr(known).encode())
+        content.update(repr((*known, "reads halves") if self.context.reads_halves else known).encode())
         for arrays in self.samples:
             for name in sorted(arrays):
                 content.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())

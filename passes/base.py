@@ -66,6 +66,8 @@ class PassContext:
     1.0 where it has none; ``density``: share of elements that is kept. ``histograms(program,
     names)``: of activations of the program as it is when a pass asks, by name. ``sums_bytes``: whether the
     target adds products of 8-bit integers up in 32 bits; without VNNI or the like pairs saturate in 16.
+    ``reads_halves``: whether its products read weights of 16 bits as they are stored, and don't have them
+    made float32 when they are loaded.
     """
 
     target: Target = field(default_factory=Target)
@@ -76,6 +78,7 @@ class PassContext:
     speed: Callable[[str, int, int, float], float] = lambda pattern, rows, columns, density: 1.0
     histograms: Callable[[Program, Sequence[str]], Mapping[str, Histogram]] | None = None
     sums_bytes: bool = True
+    reads_halves: bool = False
 
     def chosen(self, step: PassT, weight: str) -> PassT | None:
         """``step`` with the options that the plan has for ``weight``; None if it is to be left alone.

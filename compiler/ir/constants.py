@@ -7,6 +7,9 @@ import onnx_ir as ir
 
 from ..reference import Array
 
+STORED = "miaotui.stored"
+"""Key of a node's metadata: it widens a constant that is stored in fewer bits, which folding would undo."""
+
 LIMIT = 1 << 16
 """Elements up to which ``constant`` reads a tensor unless told otherwise."""
 

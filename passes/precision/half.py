@@ -86,6 +86,29 @@ def half(tensor: ir.TensorProtocol, name: str, *, bounds: bool = False, form: Fo
     return ir.LazyTensor(convert, form.dtype, ir.Shape(tensor.shape.numpy()), name=name)
 
 
+def rounded(tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
+    """``tensor`` as float32 numbers that are float16 ones too, rounded when read and not kept in memory."""
+    narrow = half(tensor, name)
+
+    def widen() -> ir.TensorProtocol:
+        return ir.Tensor(np.asarray(narrow.numpy(), np.float32), name=name)
+
+    return ir.LazyTensor(widen, ir.DataType.FLOAT, ir.Shape(tensor.shape.numpy()), name=name)
+
+
+def is_exact(array: Array, form: Format) -> bool:
+    """Whether every element of a float32 array is a number of ``form``; a few are tried first."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return all(_exact(part, form) for part in (flat[:4096], flat))
+
+
+def _exact(part: Array, form: Format) -> bool:
+    if form is BF16:
+        return not (part.view(np.uint32) & 0xFFFF).any()
+    with np.errstate(over="ignore"):
+        return np.array_equal(part.astype(form.dtype.numpy()).astype(np.float32), part)
+
+
 def _saturated(array: Array, bounds: bool, form: Format) -> Array:
     wide = np.abs(array) > form.greatest
     if wide.any():

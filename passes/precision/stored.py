@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ...compiler.errors import OptionError
-from ...compiler.ir.constants import constant_tensor
+from ...compiler.ir.constants import STORED, constant_tensor
 from ...compiler.ir.provenance import add_passes
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import Program
@@ -53,7 +53,7 @@ class StoreWeights(Pass):
                 if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < self.least:
                     continue
                 readers = {use.node for use in value.uses()}
-                if value.is_graph_output() or not readers or _is_inner(model.graph, readers):
+                if value.is_graph_output() or not readers or is_inner(model.graph, readers):
                     continue
                 name = str(value.name)
                 if id(tensor) not in known:  # the tensor is held too: an id is its own only while it lives
@@ -63,7 +63,7 @@ class StoreWeights(Pass):
                 if isinstance(narrow, str):
                     declined.append(Note(name, narrow))
                     continue
-                _store(value, narrow, readers, self)
+                store(value, narrow, f"{name}.{self.dtype}", self.name)
                 hits.append(Note(name, f"is stored in {form.name}, computed with in float32"))
         if hits:
             declined.append(Note(program.main.graph.name or "main", NOTE.format(form.name)))
@@ -71,19 +71,22 @@ class StoreWeights(Pass):
         return PassResult(len(hits), tuple(hits), tuple(declined))
 
 
-def _is_inner(graph: ir.Graph, readers: set[ir.Node]) -> bool:
+def is_inner(graph: ir.Graph, readers: set[ir.Node]) -> bool:
+    """Whether a subgraph reads what ``readers`` do."""
     return any(node.graph is not graph for node in readers)
 
 
-def _store(value: ir.Value, narrow: ir.TensorProtocol, readers: set[ir.Node], step: StoreWeights) -> None:
+def store(value: ir.Value, narrow: ir.TensorProtocol, name: str, step: str) -> None:
+    """Let all that reads ``value``, an initializer, read ``narrow`` widened; the pass ``step`` did it."""
+    readers = {use.node for use in value.uses()}
     graph = next(iter(readers)).graph
     assert isinstance(graph, ir.Graph)
     at = Rewriter(next(node for node in graph if node in readers))
-    stored = at.const(narrow, f"{value.name}.{step.dtype}")
-    wide = at.op("Cast", stored, to=ir.DataType.FLOAT.value)
+    wide = at.op("Cast", at.const(narrow, name), to=ir.DataType.FLOAT.value)
     wide.type, wide.shape = value.type, value.shape
     for use in tuple(value.uses()):
         use.node.replace_input_with(use.idx, wide)
     graph.initializers.pop(str(value.name), None)
     for made in at.made:
-        add_passes(made, [step.name])
+        made.metadata_props[STORED] = narrow.dtype.name
+        add_passes(made, [step])

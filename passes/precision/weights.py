@@ -1,4 +1,4 @@
-"""Weights of 8 or 4 bits: matrices and embedding tables rounded block by block, activations as they are."""
+"""Weights of 8 or 4 bits, rounded block by block, or of 16: matrices and tables; activations as they are."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from ..sparsity.gains import stays_sparse
 from ..weight_uses import Reader, WeightUses
 from .blocks import Rounded, rounded_weight
 from .grids import SCHEMES, Rounding
+from .half import loss
+from .halves import HALF, Halves, as_half
 
 METHODS = ("rtn", "search", "gptq")
 ENOUGH = 1.5
@@ -33,16 +35,16 @@ _LEAST_BLOCK = 16
 class QuantizeWeights(Pass):
     """Round the weights of MatMul and Gemm, and embedding tables, to blocks of few bits with a scale each.
 
-    ``bits``: 8 or 4. ``output``: bits of the output layer, ``table``: of tables that rows are looked up in;
-    a tied table is stored twice if they differ. ``block``: columns that share a scale; half as many, and so
-    on down to 16, where a weight's columns are no multiple. ``scheme``: ``symmetric`` around zero,
-    ``asymmetric`` with an integer zero point per block, ``offset`` with a float one, ``auto`` the first for
-    8 bits, the second for 4. ``method``: ``rtn`` spans each block's range; ``search`` takes the scale of
-    least squared error; ``gptq`` lets later columns make up for earlier ones' rounding, ``auto`` does that
-    for 4 bits where the activations were measured on enough rows, else searches. ``sweeps``, ``damping``,
-    ``ordered``: of gptq, see Rounding. ``keep``: parts of names of weights that are left alone. ``least``:
-    elements from which on a weight is worth it. Each weight is read, rounded and written by itself. Weights
-    that the source has quantized already stay as they are.
+    ``bits``: 8 or 4, or 16, which are float16 numbers without blocks. ``output``: bits of the output layer,
+    ``table``: of tables that rows are looked up in; a tied table is stored twice if they differ. ``block``:
+    columns that share a scale; half as many, and so on down to 16, where a weight's columns are no multiple.
+    ``scheme``: ``symmetric`` around zero, ``asymmetric`` with an integer zero point per block, ``offset``
+    with a float one, ``auto`` the first for 8 bits, the second for 4. ``method``: ``rtn`` spans each block's
+    range; ``search`` takes the scale of least squared error; ``gptq`` lets later columns make up for earlier
+    ones' rounding, ``auto`` does that for 4 bits where the activations were measured on enough rows, else
+    searches. ``sweeps``, ``damping``, ``ordered``: of gptq, see Rounding. ``keep``: parts of names of weights
+    that are left alone. ``least``: elements from which on a weight is worth it. Each weight is read, rounded
+    and written by itself. Weights that the source has quantized already stay as they are.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -63,8 +65,8 @@ class QuantizeWeights(Pass):
     def __post_init__(self) -> None:
         place = f"pass {self.name}"
         for name, bits in (("bits", self.bits), ("output", self.output), ("table", self.table)):
-            if bits not in (4, 8):
-                raise OptionError(place, f"{name}={bits} is not offered", "use 8 or 4")
+            if bits not in (4, 8, HALF):
+                raise OptionError(place, f"{name}={bits} is not offered", "use 16, 8 or 4")
         if self.block < _LEAST_BLOCK or self.block & (self.block - 1):
             raise OptionError(place, f"block={self.block} is no power of two from 16 on", "use 32")
         for name, chosen, offered in (("scheme", self.scheme, SCHEMES), ("method", self.method, METHODS)):
@@ -79,6 +81,7 @@ class QuantizeWeights(Pass):
         hits: list[Note] = []
         declined: list[Note] = []
         held: dict[tuple[int, Rounding], Rounded] = {}
+        halves = Halves()
         for model in program.entries.values():
             graph = model.graph
             place = {node: index for index, node in enumerate(graph)}
@@ -94,8 +97,14 @@ class QuantizeWeights(Pass):
                         declined.append(Note(name, left.reason))
                     continue
                 for plan in plans:
+                    if plan.rounding is None:
+                        note = halves.put(model, value, tensor, plan.readers)
+                        hits += [] if note is None else [note]
+                        continue
                     key = id(tensor), plan.rounding
-                    found = held.get(key) or held.setdefault(key, plan.rounded(tensor, uses.turned))
+                    found = held.get(key)
+                    if found is None:
+                        found = held[key] = rounded_weight(tensor, uses.turned, plan.rounding, plan.moment)
                     at = Rewriter(min((node for node, _ in plan.readers), key=place.__getitem__))
                     _swap(value, found, uses.turned, plan.readers, at)
                     hits.append(Note(name, _told(found) + plan.why))
@@ -115,10 +124,9 @@ class QuantizeWeights(Pass):
             return None
         if not uses.look_ups and self._stays_sparse(tensor, uses, context):
             return None
-        found = [plan.rounded(tensor, uses.turned).weight for plan in plans]
-        sizes = [_nbytes(weight) for weight in found]
-        array = found[-1].numpy()
-        return Approximation(array.T if uses.turned else array, sum(sizes), sizes[-1] if uses.products else 0)
+        found = [plan.approximation(tensor, uses.turned, context) for plan in plans]
+        nbytes, last = sum(each.nbytes for each in found), found[-1]
+        return Approximation(last.array, nbytes, last.read if uses.products else 0)
 
     def _stays_sparse(self, tensor: ir.TensorProtocol, uses: WeightUses, context: PassContext) -> str:
         bits = self.output if uses.head else self.bits
@@ -130,13 +138,16 @@ class QuantizeWeights(Pass):
         """Which readers of a weight get which rounding. Raises: NoMatch if it has to stay."""
         if any(part in name for part in self.keep):
             decline("is to be kept")
+        bits = self.output if uses.head else self.bits
+        wanted = {bits for _ in uses.products} | {self.table for _ in uses.look_ups}
         columns = tensor.shape.numpy()[0 if uses.turned else 1]
         block = min(self.block, columns & -columns)
-        if block < _LEAST_BLOCK:
+        if block < _LEAST_BLOCK and wanted != {HALF}:
             decline(f"its {columns} columns are no multiple of the block of {self.block}")
         if tensor.dtype != ir.DataType.FLOAT:
             decline(f"there are no kernels for {tensor.dtype} products with blocked weights")
-        bits = self.output if uses.head else self.bits
+        if HALF in wanted and (why := loss(tensor, saturate=False, divides=False)):
+            decline(why)
         moment = joined([str(node.inputs[0].name) for node in uses.multiplied if node.inputs[0]], moments)
         if moment is not None and moment().matrix.shape != (columns, columns):
             moment = None
@@ -153,6 +164,8 @@ class QuantizeWeights(Pass):
     def _plan(
         self, bits: int, block: int, moment: Callable[[], Moment] | None, readers: tuple[Reader, ...]
     ) -> _Plan:
+        if bits == HALF:
+            return _Plan(None, readers, None, "")
         scheme, method, why = self.scheme, self.method, ""
         if scheme == "auto":
             scheme = "symmetric" if bits == 8 else "asymmetric"
@@ -169,15 +182,19 @@ class QuantizeWeights(Pass):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Readers of a weight that get it rounded in one way; ``why`` another one was not taken."""
+    """Readers of a weight that get it rounded in one way, None: to float16; ``why`` another was not taken."""
 
-    rounding: Rounding
+    rounding: Rounding | None
     readers: tuple[Reader, ...]
     moment: Callable[[], Moment] | None
     why: str
 
-    def rounded(self, tensor: ir.TensorProtocol, turned: bool) -> Rounded:
-        return rounded_weight(tensor, turned, self.rounding, self.moment)
+    def approximation(self, tensor: ir.TensorProtocol, turned: bool, context: PassContext) -> Approximation:
+        if self.rounding is None:
+            return as_half(tensor, context)
+        found = rounded_weight(tensor, turned, self.rounding, self.moment).weight
+        array, nbytes = found.numpy(), _nbytes(found)
+        return Approximation(array.T if turned else array, nbytes, nbytes)
 
 
 def _told(found: Rounded) -> str:

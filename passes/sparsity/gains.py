@@ -66,7 +66,8 @@ def stays_sparse(tensor: ir.TensorProtocol, turned: bool, bits: int, context: Pa
     A look at its first tiles spares reading dense weights. ``turned``: it is stored [columns, rows].
     """
     rows, columns = tensor.shape.numpy()[:: -1 if turned else 1]
-    dense = context.speed(f"int{bits}", rows, columns, 1.0)
+    precision = "fp16" if bits == 16 else f"int{bits}"
+    dense = context.speed(precision, rows, columns, 1.0)
     if context.speed("block", rows, columns, 0.0) <= dense:
         return ""
     array = tensor.numpy().T if turned else tensor.numpy()
@@ -75,5 +76,5 @@ def stays_sparse(tensor: ir.TensorProtocol, turned: bool, bits: int, context: Pa
         times = context.speed("block", rows, columns, share)
         if times <= dense:
             return ""
-    gains = f"{times:.2f} x as fast as dense float32, int{bits} {dense:.2f} x"
+    gains = f"{times:.2f} x as fast as dense float32, {precision} {dense:.2f} x"
     return f"{1 - share:.0%} of its 1x16 blocks are zero, which the sparse kernel skips: {gains}"

@@ -162,7 +162,9 @@ class PruneWeights(Pass):
         if bits is None:
             return self.precision
         chosen = context.chosen(QuantizeWeights(bits=bits), name)
-        return "fp32" if chosen is None else f"int{chosen.bits}"
+        if chosen is None:
+            return "fp32"
+        return "fp16" if chosen.bits == 16 else f"int{chosen.bits}"
 
 
 def _measured(activations: tuple[str, ...], columns: int, moments: Moments | None) -> Moment | None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import miaotui
 import numpy as np
+import onnx_ir as ir
 import pytest
 from miaotui import VerificationError, driver
 from miaotui.compiler.artifact import Artifact
+from miaotui.compiler.ir.builder import Builder
 from miaotui.compiler.options import CompileOptions
 from miaotui.compiler.weights import stored_bytes
 from miaotui.driver import cache
-from miaotui.driver.budget import held
+from miaotui.driver.budget import cost_of, held
 from miaotui.driver.calibration import measured_moments
 from miaotui.driver.context import context_of
 from miaotui.driver.formats import STORED, Format, approximating
@@ -129,11 +133,86 @@ def test_weights_whose_activations_are_left_alone_are_stored_in_8_bits(tmp_path:
     assert stored_bytes(reverted.program) < 0.3 * stored_bytes(recipe.source)
 
 
+def stored(folder: Path) -> dict[str, int]:
+    """Bytes of each weight in the executable's ONNX file by name, with the dtype: ``w0 FLOAT16``."""
+    model = ir.load(folder / "variants/cpu-ort/main.onnx")
+    values = model.graph.initializers.values()
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    return {f"{t.name} {t.dtype.name}": t.nbytes for t in tensors if t.size >= WIDTH * WIDTH}
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_a_budget_that_8_bits_miss_is_held_by_float16(tmp_path: Path, precision: str) -> None:
+    folder, once = tmp_path / "out.miaotui", WIDTH * WIDTH
+    options = {"precision": precision, "budget": 2e-3, "goal": "size", "keep_source": False}
+    report = compiled(stack(tmp_path / "stack.onnx"), folder, **options)
+    rows = report["budget"]["groups"]
+    assert [(row["format"], row["bytes"]) for row in rows] == [("fp16", 2 * once)] * 3
+    assert 0 < report["error"]["scaled"] <= report["budget"]["error"] <= 2e-3
+    assert stored(folder) == {f"w{index}.fp16 FLOAT16": 2 * once for index in range(3)}
+    assert (folder / "weights/weights.bin").stat().st_size == 3 * 2 * once
+    waterfall = {row["pass"]: row["bytes"] for row in report["waterfall"]["rows"]}
+    assert waterfall["store-halves"] == -3 * 2 * once and waterfall["quantize-weights"] == 0
+    assert miaotui.verify(folder, reference=tmp_path / "stack.onnx").ok
+
+
+def test_8_bits_float16_and_float32_stand_side_by_side(tmp_path: Path) -> None:
+    model, folder, once = stack(tmp_path / "stack.onnx"), tmp_path / "out.miaotui", WIDTH * WIDTH
+    enable = ("quantize-weights{keep=w1}",)
+    report = compiled(model, folder, budget=0.01, goal="size", enable=enable, keep_source=False)
+    formats = {row["group"]: row["format"] for row in report["budget"]["groups"]}
+    assert formats["w1"] == "fp32" and sorted(formats.values()) == ["fp16", "fp32", "int8 g16"]
+    half = next(name for name, each in formats.items() if each == "fp16")
+    found = {name: nbytes for name, nbytes in stored(folder).items() if "FLOAT" in name}
+    assert found == {f"{half}.fp16 FLOAT16": 2 * once, "w1 FLOAT": 4 * once}
+    whole = sum(row["bytes"] for row in report["budget"]["groups"])
+    assert whole <= (folder / "weights/weights.bin").stat().st_size <= whole + 4096
+    assert 1e-3 < report["error"]["scaled"] <= 0.01
+    assert miaotui.verify(folder, reference=model).ok
+
+
+@pytest.mark.parametrize(("factor", "label"), [(1e6, "fp32"), (1e-7, "fp32"), (1.0, "fp16")])
+def test_weights_that_float16_cannot_hold_are_not_offered_in_it(
+    tmp_path: Path, factor: float, label: str
+) -> None:
+    b = Builder()
+    x = b.input("x", ("batch", WIDTH))
+    weight = (np.random.default_rng(0).standard_normal((WIDTH, WIDTH)) / 12 * factor).astype(np.float32)
+    b.output(
+        b.op(
+            "Tanh", b.op("Mul", b.op("MatMul", x, b.weight("w", weight)), b.weight("s", np.array(1 / factor)))
+        ),
+        "y",
+    )
+    ir.save(b.model(), tmp_path / "m.onnx")
+    report = compiled(tmp_path / "m.onnx", tmp_path / "out.miaotui", budget=2e-3, goal="size")
+    assert [row["format"] for row in report["budget"]["groups"]] == [label]
+    assert report["error"]["scaled"] <= 2e-3
+
+
+def test_for_speed_float16_counts_as_what_its_kernel_makes_of_it(tmp_path: Path) -> None:
+    options = CompileOptions(**{**OPTIONS, "goal": "speed"})
+    for name, speed in (("ort", 1.0), ("slower", 0.9), ("faster", 1.2)):
+        with meter_of(stack(tmp_path / "stack.onnx")) as meter:
+            meter.context = replace(
+                meter.context,
+                speed=lambda kernel, rows, columns, density, s=speed: s if kernel == "fp16" else 0.0,
+                reads_halves=name != "ort",
+            )
+            rows = {row.format.label: row for row in sensitivity(meter, Journal(Silent()))[:2]}
+            half, wide = rows["fp16"], rows["fp32"]
+            assert half.nbytes * 2 == wide.nbytes and half.read == wide.read / (1 if name == "ort" else 2)
+            other, text = (cost_of(options, m, meter) for m in (Metric(None), Metric(WIDTH)))
+        assert (other(half) < other(wide)) == (name != "slower")
+        ratio = text(half) / text(wide)  # a token waits for what is read
+        assert ratio == pytest.approx(1.0 if name == "ort" else 0.5, rel=1e-5) and ratio < 1
+
+
 def test_what_was_measured_once_is_read_from_the_cache(tmp_path: Path, own_cache: Path) -> None:
     model = stack(tmp_path / "stack.onnx")
     with meter_of(model) as meter:
         first = sensitivity(meter, Journal(Silent()))
-        assert meter.runs == 3 * 7, "three weights in four sizes of blocks of int8 and three of int4"
+        assert meter.runs == 3 * 8, "three weights in float16, four sizes of blocks of int8 and three of int4"
     with meter_of(model) as meter:
         assert sensitivity(meter, Journal(Silent())) == first
         assert meter.runs == 0
@@ -141,7 +220,7 @@ def test_what_was_measured_once_is_read_from_the_cache(tmp_path: Path, own_cache
     file.write_text(file.read_text("utf-8")[:-40], "utf-8")
     with meter_of(model) as meter:
         assert sensitivity(meter, Journal(Silent())) == first
-        assert meter.runs == 21
+        assert meter.runs == 24
     assert [each.entries for each in cache.listed()] == [len(meter.formats) * 3]
     assert cache.clean()[0] == 1 and not list(cache.listed())
 
@@ -171,7 +250,7 @@ def test_impatience_estimates_errors_from_measured_ones_of_the_same_weights(tmp_
     with meter_of(model) as meter:
         right = {(row.group, row.format): row.error for row in sensitivity(meter, Journal(Silent()))}
     estimated = [row for row in rows if not row.measured]
-    assert len(estimated) == 18
+    assert len(estimated) == 21
     for row in estimated:  # squared greatest error, one figure each: right within a factor of ten
         assert 0.1 < row.error / right[row.group, row.format] < 10
 

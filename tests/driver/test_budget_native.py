@@ -1,4 +1,4 @@
-"""A language model under a budget in native code: KL is held as built, and used; the folder generates."""
+"""A budget in native code: KL is held as built, and used; the folder generates; float16 is stored so."""
 
 from __future__ import annotations
 
@@ -17,6 +17,44 @@ from support.language_models import DECODERS, build
 from support.quick_c import plain
 
 pytest.importorskip("transformers")
+
+
+class Words(torch.nn.Module):
+    """A table that is looked up in, and two products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(500, 128)
+        self.wide, self.narrow = torch.nn.Linear(128, 320, bias=False), torch.nn.Linear(320, 48, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.narrow(torch.relu(self.wide(self.table(ids))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("budget", "nbytes"), [(2e-3, 2), (2e-6, 4)])
+def test_what_8_bits_miss_lies_in_float16_in_the_weight_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float, nbytes: int
+) -> None:
+    monkeypatch.setenv("MIAOTUI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(BACKENDS, "native", NativeBackend(plain()))
+    model, folder = Words().eval(), tmp_path / "m"
+    chosen = CompileOptions(
+        precision="int4", backend="native", timing=0, budget=budget, goal="size", keep_source=False
+    )
+    ids = torch.arange(0, 500, 7)[None]
+    with driver.compile(model, chosen, output=folder, inputs=(ids,)) as executable:
+        rows = executable.report["budget"]["groups"]
+        assert {row["format"] for row in rows} == {"fp16" if nbytes == 2 else "fp32"}
+        assert executable.report["error"]["scaled"] <= budget
+        whole = nbytes * (500 * 128 + 128 * 320 + 320 * 48)
+        assert sum(row["bytes"] for row in rows) == whole
+        (file,) = folder.glob("variants/*/model.weights")
+        assert whole <= file.stat().st_size <= whole + 8192, "rows are packed in tiles of 16"
+        halved = model.half().float() if nbytes == 2 else model
+        (made,) = executable.run({executable.inputs[0].name: ids.numpy()}).values()
+        np.testing.assert_allclose(made, halved(ids).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert miaotui.verify(folder, reference=Words().eval()).ok
 
 
 @pytest.mark.slow

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from miaotui.compiler.codegen.isa import ISAS
 from miaotui.compiler.codegen.native.speed import NARROW, WIDE, kernel_speed
 from miaotui.compiler.ir.builder import Builder
 from miaotui.compiler.ir.evaluate import evaluate
-from miaotui.compiler.options import CompileOptions
+from miaotui.compiler.options import CompileOptions, Target
 from miaotui.compiler.program import Program
 from miaotui.driver.context import context_of
 from miaotui.passes.base import PassContext
+from miaotui.passes.precision.weights import QuantizeWeights
 from miaotui.passes.sparsity.prune import PruneWeights
 from support.native_programs import CHECKED, build, lowered, opened
 from support.numerics import scaled_error
@@ -99,9 +101,21 @@ def test_speed_is_of_the_measured_table() -> None:
         between = kernel_speed("block", 768, 768, 0.15, isa)
         assert gains[2] < between < gains[1]
         assert kernel_speed("block", 768, 768, 0.0, isa) == gains[0]
+        assert kernel_speed("block", 768, 768, 1.0, isa) == pytest.approx(0.7 * gains[-1])
     assert kernel_speed("int8", 768, 768, 1.0, wide) > 1
     for pattern in ("unstructured", "2:4", "rank"):
         assert kernel_speed(pattern, 768, 768, 0.1, wide) == 1.0
+
+
+@pytest.mark.parametrize("arch", ["x86-64-v3", "x86-64-v4-vnni"])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_dense_weights_are_rounded_for_every_instruction_set(arch: str, bits: int) -> None:
+    b = Builder()
+    x = b.input("x", ("rows", 128))
+    b.output(b.op("MatMul", x, b.weight("w", np.random.default_rng(0).standard_normal((128, 64)))), "y")
+    context = context_of(CompileOptions(Target.parse(f"cpu:{arch}"), "native"))
+    result = QuantizeWeights(bits=bits).run(b.program(), context)
+    assert result.changed == 1 and not result.declined
 
 
 def test_onnxruntime_and_native_say_different_things() -> None:

@@ -15,10 +15,13 @@ from miaotui.compiler.ir.quantized import BlockedWeight, blocked_weight
 from miaotui.compiler.options import CompileOptions, Target
 from miaotui.compiler.program import Program
 from miaotui.passes.base import PassContext
+from miaotui.passes.cleanup import CLEANUP
 from miaotui.passes.lowering.onnxruntime.blocked import UseBlockKernels
+from miaotui.passes.lowering.onnxruntime.halves import StoreHalves
 from miaotui.passes.pipeline import pipeline
 from miaotui.passes.precision.grids import SCHEMES, Rounding, best_grid, spanning
 from miaotui.passes.precision.weights import QuantizeWeights
+from miaotui.passes.weight_uses import weight_uses
 from support.decode_graphs import Layers, block_weights, ort_decode, quantized
 from support.rewriting import assert_same, ort_run, reasons, run_pass
 
@@ -36,6 +39,69 @@ def blocked(program: Program, entry: str = "main") -> dict[str, BlockedWeight]:
                 node = node.inputs[0].producer()
             found[str(node.inputs[0].name).removesuffix(".data")] = weight
     return found
+
+
+def test_16_bits_are_float16_numbers_in_every_form_and_shared() -> None:
+    program = forms(columns=60)  # no multiple of any block
+    inputs = {"ids": np.arange(30)}
+    before = {
+        name: v.const_value.numpy() for name, v in program.main.graph.initializers.items() if v.const_value
+    }
+    result = run_pass(QuantizeWeights(bits=16, output=16, table=16, least=1), program)
+    assert {note.node for note in result.hits} == {"table", "turned", "plain", "gemm", "gemm_t", "small"}
+    held = program.main.graph.initializers
+    assert held.keys() == before.keys()
+    for name, array in before.items():
+        value = held[name].const_value
+        assert value is not None and value.dtype == ir.DataType.FLOAT
+        np.testing.assert_array_equal(value.numpy(), array.astype(np.float16).astype(np.float32), strict=True)
+    wanted = evaluate(program.main, inputs)
+    result = run_pass(StoreHalves(least=1), program)
+    assert result.changed == 6 and {v.dtype for v in held.values()} == {ir.DataType.FLOAT16}
+    assert all(
+        v.const_value is not None and v.const_value.dtype == ir.DataType.FLOAT16 for v in held.values()
+    )
+    for step in CLEANUP:  # small as they are, they are not made float32 again
+        step.run(program, PassContext())
+    assert {v.dtype for v in held.values()} == {ir.DataType.FLOAT16}
+    assert_same(wanted, ort_run(program, inputs), 1e-6)
+
+
+def test_products_and_look_ups_may_differ_in_16_bits() -> None:
+    program, inputs = forms(), {"ids": np.arange(30)}
+    table = program.main.graph.initializers["table"].const_value
+    assert table is not None
+    run_pass(QuantizeWeights(bits=16, output=16, table=8, least=1), program)
+    assert blocked(program).keys() == {"table"}
+    stored = StoreHalves(least=1)
+    run_pass(stored, program)
+    found = program.main.graph.initializers["table.fp16"].const_value
+    assert found is not None and found.dtype == ir.DataType.FLOAT16
+    np.testing.assert_array_equal(found.numpy(), table.numpy().astype(np.float16))
+    logits = evaluate(program.main, inputs)["logits"]
+    rows = blocked(program)["table"].numpy()
+    np.testing.assert_allclose(logits, rows @ found.numpy().astype(np.float32).T, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_float16_by_chance_are_not_stored_apart() -> None:
+    program = forms()
+    for value in program.main.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy().round(), name=value.name)
+    assert not run_pass(StoreHalves(least=1), program).changed
+
+
+@pytest.mark.parametrize(("factor", "why"), [(1e6, "float16 ends at 65504"), (1e-8, "float16")])
+def test_what_float16_cannot_hold_is_declined(factor: float, why: str) -> None:
+    b = Builder()
+    x = b.input("x", ("rows", 64))
+    b.output(b.op("MatMul", x, b.weight("w", RNG.standard_normal((64, 64)) * factor)), "y")
+    program, step = b.program(), QuantizeWeights(bits=16)
+    value = program.main.graph.initializers["w"]
+    assert value.const_value is not None
+    assert step.approximation("w", value.const_value, weight_uses(value), PassContext()) is None
+    result = run_pass(step, program)
+    assert not result.changed and why in reasons(result)
 
 
 def forms(columns: int = 64, rows: int = 12) -> Program:

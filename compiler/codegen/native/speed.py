@@ -21,18 +21,20 @@ def kernel_speed(kernel: str, rows: int, columns: int, density: float, isa: Isa)
     """Times as fast as the dense float32 kernel, at least, whatever the number of activation rows is.
 
     ``kernel``: ``block`` of a weight [rows, columns] whose blocks of 16 rows by 1 column are used to a share
-    of ``density``; ``int8`` and ``int4`` in blocks of 32, whose ``density`` is not asked. 1.0 for all that
-    there is no kernel for. Weights of a few tiles gain what large ones do: all their work is in the kernel.
+    of ``density``; ``int8`` and ``int4`` in blocks of 32, and ``fp16``, whose ``density`` is not asked. 1.0
+    for all that there is no kernel for. Weights of a few tiles gain what large ones do: all their work is in
+    the kernel.
     """
     family = WIDE if isa.name.startswith(WIDE) else NARROW
     measured = _table().get((family, kernel))
     if measured is None or not rows or not columns:
         return 1.0
-    density = min(max(density, min(measured)), max(measured)) if kernel == "block" else 1.0
+    density = max(density, min(measured)) if kernel == "block" else 1.0
     known = sorted(measured)
+    beyond = max(1.0, density / known[-1])  # where time goes by the blocks
     gains = np.array([measured[each] for each in known])
     wanted = [np.interp(np.log(density), np.log(known), np.log(gains[:, i])) for i in range(gains.shape[1])]
-    return float(np.exp(min(wanted)))
+    return float(np.exp(min(wanted))) / beyond
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +11,18 @@ import onnx_ir as ir
 
 from ....compiler.dialect.linear import ACTIVATION_DTYPE
 from ....compiler.errors import OptionError
+from ....compiler.ir.constants import STORED, constant_tensor
 from ....compiler.ir.provenance import add_passes
 from ....compiler.ir.rewrite import Rewriter
-from ....compiler.program import Program
-from ....compiler.reference import Array
+from ....compiler.program import HALVES, Program
 from ...base import Note, Pass, PassContext, PassResult
+from ...precision.half import BF16, FP16, is_exact
 from .layer import Layer
 
-DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-_GREATEST = float(np.finfo(np.float16).max)
+FORMATS = {"fp16": FP16, "bf16": BF16}
+
+_LEAST = 4096
+"""Elements from which on a table that is only looked up counts as a weight."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ class NativeWeights(Pass):
     """Store float weights of linear layers in 16 bits; their products are summed in float32.
 
     ``dtype``: ``auto`` narrows what is a bfloat16 or float16 in every element already, as in models that were
-    stored so; ``fp16`` and ``bf16`` round; ``fp32`` leaves all as it is. ``bf16`` rounds activations too,
-    where several rows are multiplied at once and the CPU multiplies bfloat16.
+    stored so, or that quantize-weights rounded so, tables among them; ``fp16`` and ``bf16`` round; ``fp32``
+    leaves all as it is. ``bf16`` rounds activations too, where several rows are multiplied at once and the
+    CPU multiplies bfloat16.
     """
 
     name: ClassVar[str] = "native-weights"
@@ -35,7 +40,7 @@ class NativeWeights(Pass):
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        offered = ("auto", "fp32", *DTYPES)
+        offered = ("auto", "fp32", *FORMATS)
         if self.dtype not in offered:
             fix = f"one of {', '.join(offered)}"
             raise OptionError(f"pass {self.name}: dtype", f"{self.dtype!r} is not offered", fix)
@@ -45,12 +50,15 @@ class NativeWeights(Pass):
         hits: list[Note] = []
         declined: list[Note] = []
         known: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol | str]] = {}
+        rounded = any(model.metadata_props.get(HALVES) for model in program.entries.values())
         for graph in program.graphs() if self.dtype != "fp32" else ():
-            for value, readers in _weights(graph).items():
+            weights = _weights(graph)
+            tables = _tables(graph, weights) if rounded else {}
+            for value, readers in (weights | tables).items():
                 tensor = value.const_value
                 assert tensor is not None
                 if id(tensor) not in known:  # the tensor is held too: an id is its own only while it lives
-                    known[id(tensor)] = tensor, _narrowed(tensor, self.dtype)
+                    known[id(tensor)] = tensor, _narrowed(tensor, "auto" if value in tables else self.dtype)
                 narrow = known[id(tensor)][1]
                 if isinstance(narrow, str):
                     declined += [Note(str(value.name), narrow)] if narrow else []
@@ -76,18 +84,35 @@ def _weights(graph: ir.Graph | ir.Function) -> dict[ir.Value, list[ir.Node]]:
     return found
 
 
+def _tables(
+    graph: ir.Graph | ir.Function, weights: Mapping[ir.Value, list[ir.Node]]
+) -> dict[ir.Value, list[ir.Node]]:
+    """float32 matrices besides ``weights`` of which rows are looked up, nothing else; with these look-ups."""
+    found: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        table = node.inputs[0] if node.op_type == "Gather" and node.domain == "" else None
+        tensor = None if table in weights else constant_tensor(table)
+        if table is None or tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
+            continue
+        uses = [(use.node.op_type, use.idx, use.node.attributes.get_int("axis", 0)) for use in table.uses()]
+        is_whole = table.is_initializer() and not table.is_graph_output() and tensor.size >= _LEAST
+        if is_whole and set(uses) == {("Gather", 0, 0)}:
+            found.setdefault(table, []).append(node)
+    return found
+
+
 def _narrowed(tensor: ir.TensorProtocol, dtype: str) -> ir.TensorProtocol | str:
     """``tensor`` in 16 bits, made when it is read; or why it stays as it is ("" if that is no news)."""
     rounds = dtype == "bf16"
     if dtype == "auto":
         array = tensor.numpy()
-        names = [name for name in ("bf16", "fp16") if _is_exact(array, name)]
+        names = [name for name in ("bf16", "fp16") if is_exact(array, FORMATS[name])]
         if not names:
             return ""
         dtype = names[0]
-    elif dtype == "fp16" and float(np.abs(tensor.numpy()).max(initial=0)) > _GREATEST:
-        return f"it reaches beyond {_GREATEST:g}, where float16 ends"
-    kind = DTYPES[dtype]
+    elif dtype == "fp16" and float(np.abs(tensor.numpy()).max(initial=0)) > FP16.greatest:
+        return f"it reaches beyond {FP16.greatest:g}, where float16 ends"
+    kind = FORMATS[dtype].dtype
     made = ir.LazyTensor(
         lambda: ir.Tensor(tensor.numpy().astype(kind.numpy()), dtype=kind),
         dtype=kind,
@@ -97,20 +122,6 @@ def _narrowed(tensor: ir.TensorProtocol, dtype: str) -> ir.TensorProtocol | str:
     if rounds:
         made.metadata_props[ACTIVATION_DTYPE] = kind.name
     return made
-
-
-def _is_exact(array: Array, name: str) -> bool:
-    """Whether every element is a number of the narrow format; a few are tried first."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    for part in (flat[:4096], flat):
-        if name == "bf16":
-            exact = not (part.view(np.uint32) & 0xFFFF).any()
-        else:
-            with np.errstate(over="ignore"):
-                exact = np.array_equal(part.astype(np.float16).astype(np.float32), part)
-        if not exact:
-            return False
-    return True
 
 
 def _replace(value: ir.Value, readers: list[ir.Node], narrow: ir.TensorProtocol, name: str) -> None:
@@ -126,4 +137,5 @@ def _replace(value: ir.Value, readers: list[ir.Node], narrow: ir.TensorProtocol,
         assert isinstance(at.graph, ir.Graph)
         del at.graph.initializers[str(value.name)]
     for made in at.made:
+        made.metadata_props[STORED] = narrow.dtype.name
         add_passes(made, [name])

@@ -8,6 +8,7 @@ from .blocked import UseBlockKernels
 from .cached_attention import ExpandCachedAttention
 from .causal import BuiltInMask
 from .gqa import UseGroupQueryAttention
+from .halves import StoreHalves
 from .integers import UseIntegerKernels
 from .join import JoinBlocked
 from .linear import LinearToGemm
@@ -29,6 +30,7 @@ LOWER_CPU: tuple[Pass, ...] = (
     ReadTransposed(),
     LinearToGemm(),
     KeepLayerNorm(),
+    StoreHalves(),
 )
 """For the CPU provider. Measured on onnxruntime 1.32, AVX-512, 128 tokens: the standard Attention kernel on
 flat projections beats com.microsoft MultiHeadAttention and GroupQueryAttention by 10-25 %, Add and
@@ -71,6 +73,7 @@ __all__ = [
     "LinearToGemm",
     "PreferNhwc",
     "ReadTransposed",
+    "StoreHalves",
     "UseBlockKernels",
     "UseGroupQueryAttention",
     "UseIntegerKernels",
