@@ -14,12 +14,13 @@ import interleave as shared
 import miaotui
 from approximated import WORK, Case, arguments, minilm_scores, smollm2_scores
 from bench_encoder import TOKENS, inputs_of
+from bench_sparsity import mlp
 from engines import Ours
 from miaotui.compiler.options import Target
 from miaotui.runtime.conditions import conditions
 from miaotui.runtime.timing import SETTLE, interleave
 from perplexity import Score
-from structured_forms import FORMS, LEGS, PROMPT, build, folder_of, shares
+from structured_forms import FORMS, LEGS, PROMPT, build, folder_of, forms_of, shares
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 METHODS = ("surgeon", "moment", "magnitude")
@@ -36,12 +37,20 @@ def heads(share: float, method: str = "surgeon", groups: str = "auto") -> Case:
     return Case(label, (f"prune-heads{{share={share},method={method},groups={groups}}}",))
 
 
+def narrow(share: float, *, values: bool = False) -> Case:
+    """``values``: of these alone, since a rotary embedding turns the keys."""
+    label = f"{'values' if values else 'head channels'} {share:.0%}"
+    return Case(label, (f"narrow-heads{{share={share},values_alone={values}}}",))
+
+
 SMOLLM2 = (
     *(channels(share) for share in SHARES),
     channels(0.3, "magnitude"), channels(0.1, "magnitude"), channels(0.3, "moment"), channels(0.1, "moment"),
     *(heads(1 / 3, method, groups) for groups in ("whole", "each") for method in ("surgeon", "magnitude")),
     Case("channels 30%, then int8", ("prune-channels", "quantize-weights")),
     Case("heads 33% and channels 30%, surgeon", ("prune-heads{share=0.25}", "prune-channels")),
+    *(narrow(share, values=True) for share in (0.25, 0.5)),
+    Case("values 25% and channels 30%", ("narrow-heads{share=0.25,values_alone=true}", "prune-channels")),
 )  # fmt: skip
 """Three KV heads of three query heads each: a third is the least that can go."""
 
@@ -49,6 +58,8 @@ MINILM = (
     *(channels(share, method) for method in METHODS for share in SHARES),
     *(heads(share, method) for method in METHODS for share in (0.1, 0.25, 0.5)),
     Case("heads 25% and channels 30%, surgeon", ("prune-heads", "prune-channels")),
+    *(narrow(share) for share in (0.25, 0.5)),
+    Case("head channels 25% and channels 30%", ("narrow-heads{share=0.25}", "prune-channels")),
 )
 
 
@@ -82,24 +93,27 @@ def raced(
         yield Row(case, backend, threads, form, median, speed.ratio, speed.low, speed.high)
 
 
-def encoder(name: str, model: str, backend: str) -> Iterator[Row]:
-    """One sentence of TOKENS tokens."""
-    inputs, left = inputs_of(1, TOKENS), shares(model)["encode"]
+def encoder(name: str, leg: str) -> Iterator[Row]:
+    """One sentence of TOKENS tokens; of the MLP one row."""
+    model, _, backend = leg.partition("-")
+    inputs, left = mlp()[1] if model == "mlp" else inputs_of(1, TOKENS), shares(leg)["encode"]
     with ExitStack() as stack:
-        made = {
-            form: stack.enter_context(miaotui.open(folder_of(f"{model}-{backend}", form))) for form in FORMS
-        }
+        made = {form: stack.enter_context(miaotui.open(folder_of(leg, form))) for form in forms_of(model)}
         for threads in shared.thread_counts():
             runs = {form: partial(exe.runner(threads=threads).run, inputs) for form, exe in made.items()}
-            for row in raced(f"{name}, 1 x {TOKENS}", backend, threads, runs, 7.0):
+            for row in raced(name, backend, threads, runs, 7.0):
                 yield replace(row, left=left[row.form])
 
 
-def decoder(backend: str) -> Iterator[Row]:
+def decoder(leg: str) -> Iterator[Row]:
     """SmolLM2: a prompt, and tokens behind a short one."""
-    ids = [7 + index * 37 % 4000 for index in range(PROMPT)]
+    ids, left, backend = (
+        [7 + index * 37 % 4000 for index in range(PROMPT)],
+        shares(leg),
+        leg.partition("-")[2],
+    )
     for threads in shared.thread_counts():
-        engines = {form: Ours(folder_of(f"smollm2-{backend}", form), threads, 2 * PROMPT) for form in FORMS}
+        engines = {form: Ours(folder_of(leg, form), threads, 2 * PROMPT) for form in FORMS}
         prefill = {form: partial(engine.prefill, ids) for form, engine in engines.items()}
         decode = {form: partial(written, engine, ids, LONG) for form, engine in engines.items()}
         for case, kind, runs, seconds in (
@@ -107,7 +121,7 @@ def decoder(backend: str) -> Iterator[Row]:
             (f"SmolLM2, {LONG} tokens behind {NEAR}", "decode", decode, 13.0),
         ):
             for row in raced(case, backend, threads, runs, seconds):
-                yield replace(row, left=shares("smollm2")[kind][row.form])
+                yield replace(row, left=left[kind][row.form])
         del engines, prefill, decode, runs
 
 
@@ -118,13 +132,18 @@ def written(engine: Ours, ids: Sequence[int], new: int = NEW) -> None:
         engine.step()
 
 
+NAMES = {
+    "mlp": "MLP 1024-4096-4096-1024, 1 row",
+    "minilm": f"MiniLM, 1 x {TOKENS}",
+    "bert": f"BERT-base, 1 x {TOKENS}",
+    "smollm2": "SmolLM2",
+}
+
+
 def timed(leg: str) -> Iterator[Row]:
     """Rows of a model under a backend."""
-    model, _, backend = leg.partition("-")
-    if model == "smollm2":
-        yield from decoder(backend)
-    else:
-        yield from encoder({"minilm": "MiniLM", "bert": "BERT-base"}[model], model, backend)
+    model = leg.partition("-")[0]
+    yield from decoder(leg) if model == "smollm2" else encoder(NAMES[model], leg)
 
 
 def with_stored(rows: Sequence[Row]) -> list[Row]:
@@ -132,8 +151,8 @@ def with_stored(rows: Sequence[Row]) -> list[Row]:
     file = shared.RESULTS / "structured.json"
     stored = [Row(**row) for row in json.loads(file.read_text("utf-8"))["rows"]] if file.is_file() else []
     anew = {(row.case, row.backend) for row in rows}
-    known = [row for row in stored if (row.case, row.backend) not in anew and row.left is not None]
-    names = ("MiniLM", "BERT", "SmolLM2")
+    known = [row for row in stored if (row.case, row.backend) not in anew and row.form in FORMS]
+    names = tuple(NAMES.values())
     return sorted(
         [*known, *rows],
         key=lambda r: (next(i for i, n in enumerate(names) if r.case.startswith(n)), r.backend, r.threads),
@@ -190,9 +209,11 @@ def main() -> None:
     if options.part in ("timing", "all"):
         rows = with_stored([row for leg in options.only for row in timed(leg)])
         lines = [
-            "Float32; 30 % of all MLP channels, a quarter of all attention heads (of SmolLM2's three KV "
-            "heads one), or both removed; before and after interleaved in one process. 30 % of the channels "
-            "are less of the whole model: what is left of its operations is what time can fall to.", "",
+            "Float32, before and after interleaved in one process. Removed are 30 % of the hidden channels "
+            "of MLPs alone; of all channels (`--sparsity channels:0.3`), those of attention heads too, in "
+            "multiples of 8, of SmolLM2, whose keys a rotary embedding turns, the values' under native code; "
+            "or these and a quarter of the heads, of SmolLM2's three KV heads one. What is left of the "
+            "operations is what time can fall to.", "",
             *timing_table(rows),
         ]  # fmt: skip
         store("structured", "Channels and heads removed: time", lines, [asdict(row) for row in rows])

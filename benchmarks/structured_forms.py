@@ -12,6 +12,7 @@ import miaotui
 from approximated import WORK, Case
 from bench_decode import hugging_face_folder
 from bench_encoder import TOKENS, bert, inputs_of, minilm
+from bench_sparsity import mlp
 from miaotui.compiler.cost import program_cost
 from miaotui.compiler.options import CompileOptions
 from miaotui.compiler.program import Program
@@ -26,52 +27,60 @@ from miaotui.passes.raising import RAISING
 PROMPT = 128
 """Tokens of a prompt."""
 
-FORMS = {
-    "dense": None,
-    "channels 30%": "channels:0.3",
-    "heads 25%": "heads:0.25",
-    "both": "heads:0.25,channels:0.3",
+FORMS: Mapping[str, Mapping[str, Any]] = {
+    "dense": {},
+    "MLP channels 30%": {"enable": ("prune-channels{share=0.3}",)},
+    "channels 30%": {"sparsity": "channels:0.3"},
+    "heads 25%, channels 30%": {"sparsity": "heads:0.25,channels:0.3"},
 }
-"""By name: what is removed, as on the command line."""
+"""By name: what compile is told."""
 
-MODELS = ("minilm", "bert", "smollm2")
+MODELS = ("mlp", "minilm", "bert", "smollm2")
 BACKENDS = ("native", "ort")
 LEGS = tuple(f"{model}-{backend}" for model in MODELS for backend in BACKENDS)
 """What can be built and timed by itself."""
+
+
+def forms_of(model: str) -> tuple[str, ...]:
+    """Those that are different: an MLP has no heads."""
+    return ("dense", "channels 30%") if model == "mlp" else tuple(FORMS)
+
 
 FOLDER = WORK / "structured-executables"
 
 
 def folder_of(leg: str, form: str) -> Path:
     """The executable of a form."""
-    return FOLDER / f"{leg}-{form.replace(' ', '-').rstrip('%')}"
+    return FOLDER / f"{leg}-{form.replace(', ', '-').replace(' ', '-').replace('%', '')}"
 
 
 def build(legs: Sequence[str]) -> None:
     """Every executable, and what is left of the operations in it, that is not there yet."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for model in MODELS:
+        chosen = [leg for leg in legs if leg.startswith(model)]
         missing = [
-            (leg.partition("-")[2], form, folder_of(leg, form))
-            for leg in legs
-            for form in FORMS
-            if leg.startswith(model) and not folder_of(leg, form).exists()
+            (leg, form) for leg in chosen for form in forms_of(model) if not folder_of(leg, form).exists()
         ]
-        if not missing and (FOLDER / f"{model}.json").is_file():
+        unknown = [leg for leg in chosen if not (FOLDER / f"{leg}.json").is_file()]
+        if not missing and not unknown:
             continue
         source, inputs = _source(model)
-        for backend, form, output in missing:
+        for leg, form in missing:
+            output = folder_of(leg, form)
             print(f"  building {output.name}", flush=True)
             miaotui.compile(
-                source, inputs, output=output, backend=backend, sparsity=FORMS[form],
-                verify=False, keep_source=False, timing=0.0,
+                source, inputs, output=output, backend=leg.partition("-")[2],
+                verify=False, keep_source=False, timing=0.0, **FORMS[form],
             ).close()  # fmt: skip
-        (FOLDER / f"{model}.json").write_text(json.dumps(_shares(model, source, inputs)), encoding="utf-8")
+        for leg in unknown:
+            found = _shares(leg, source, inputs)
+            (FOLDER / f"{leg}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def shares(model: str) -> dict[str, dict[str, float]]:
+def shares(leg: str) -> dict[str, dict[str, float]]:
     """By what is run and by form: the share of the dense model's operations that is left."""
-    found: dict[str, dict[str, float]] = json.loads((FOLDER / f"{model}.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, float]] = json.loads((FOLDER / f"{leg}.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -79,17 +88,21 @@ def _source(model: str) -> tuple[Any, Any]:
     """What is compiled, and its example inputs."""
     if model == "smollm2":
         return hugging_face_folder(WORK / "smollm2"), None
+    if model == "mlp":
+        return mlp()
     return (minilm if model == "minilm" else bert)(), inputs_of(2, 11)
 
 
-def _shares(model: str, source: Any, inputs: Any) -> dict[str, dict[str, float]]:
+def _shares(leg: str, source: Any, inputs: Any) -> dict[str, dict[str, float]]:
+    model, _, backend = leg.partition("-")
     program = load(source, CompileOptions(), inputs).program
     program.entries = {"main": program.main}
     run_pipeline(program, [*CLEANUP, *RAISING, *CLEANUP], PassContext())
-    kinds = {"encode": TOKENS} if model != "smollm2" else {"prompt": PROMPT, "decode": 1}
+    kinds = {"prompt": PROMPT, "decode": 1} if model == "smollm2" else {"encode": TOKENS}
     made: dict[str, dict[str, float]] = {}
-    for form, text in FORMS.items():
-        specs = () if text is None else asked(CompileOptions(sparsity=text))
+    for form in forms_of(model):
+        options = CompileOptions(backend=backend, **FORMS[form])
+        specs = (*asked(options), *options.enable)
         cut, _ = approximated.approximated(program, Case(form, specs), {}) if specs else (program, None)
         for kind, tokens in kinds.items():
             made.setdefault(kind, {})[form] = _operations(cut, kind, tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -19,6 +20,9 @@ if os.environ.get("CI"):
 
 gc.set_threshold(10_000, 10, 10)  # an export makes millions of objects; nearly all die with their last reader
 
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background, and children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = "MIAOTUI_TESTS_SHARED"
 """Names the folder of this run, for the pytests that tests start."""

@@ -10,7 +10,6 @@ from ...compiler.reference import Array
 from .flow import NONE
 from .importance import damped
 
-
 FAINT = 1e-4
 """Damping of a head's moment, whose channels are few: enough for an inverse."""
 
