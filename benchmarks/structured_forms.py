@@ -101,7 +101,7 @@ def _shares(leg: str, source: Any, inputs: Any) -> dict[str, dict[str, float]]:
     kinds = {"prompt": PROMPT, "decode": 1} if model == "smollm2" else {"encode": TOKENS}
     made: dict[str, dict[str, float]] = {}
     for form in forms_of(model):
-        options = CompileOptions(backend=backend, **FORMS[form])
+        options = CompileOptions(**{**FORMS[form], "backend": backend})
         specs = (*asked(options), *options.enable)
         cut, _ = approximated.approximated(program, Case(form, specs), {}) if specs else (program, None)
         for kind, tokens in kinds.items():

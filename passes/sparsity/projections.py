@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from ...compiler.reference import Array
 from ..moments import Moments
 from .flow import NONE, Blocked, Flow, rank, size
 from .flow_layers import RULES
-from .site import axes_of, stored
+from .site import axes_of, require_weights, stored
 
 MOVING = frozenset(
     {"Attention", "Identity", "Dropout", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
@@ -67,30 +66,29 @@ class Projection:
         x = self.node.inputs[0]
         known = None if x is None or moments is None else moments.get(str(x.name))
         measured = known is not None and len(known.matrix) == rows.shape[1]
+        bias = self._bias() if biased else np.zeros((self.heads.count, self.heads.size))
         found = []
-        bias = self._bias() if biased else np.zeros(0)
-        for start in np.flatnonzero(units == 0):
+        for start, added in zip(np.flatnonzero(units == 0), bias, strict=True):
             own = rows[start : start + self.heads.size]
             power = (own @ known.matrix if measured and known is not None else own) @ own.T
-            added = bias[start : start + self.heads.size] if len(bias) else np.zeros(len(own))
             found.append(power.astype(np.float64) + np.outer(added, added))
         return np.stack(found)
 
     def _bias(self) -> Array:
-        """float64[outputs of the product]; empty if there is none."""
-        for (node, slot), axes in constants(self.flow):
+        """float64[heads, size]; zeros if there is none."""
+        for key, axes in self.flow.axes.items():
+            if not isinstance(key, tuple):
+                continue
+            node, slot = key
+            (units,) = axes.values()
+            starts = np.flatnonzero(units == 0)
+            tensor = constant_tensor(node.inputs[slot])
+            if tensor is None or tensor.size != len(units) or len(starts) != self.heads.count:
+                continue
             if node.op_type == "Add" or (node is self.node and slot == 2):
-                tensor = constant_tensor(node.inputs[slot])
-                assert tensor is not None
-                ((axis, _),) = axes.items()
-                if tensor.size == tensor.shape.numpy()[axis]:
-                    return tensor.numpy().astype(np.float64).reshape(-1)
-        return np.zeros(0)
-
-
-def constants(flow: Flow) -> Iterable[tuple[tuple[ir.Node, int], dict[int, Array]]]:
-    """Those on the way: by node and slot."""
-    return ((key, axes) for key, axes in flow.axes.items() if isinstance(key, tuple))
+                array = tensor.numpy().astype(np.float64).reshape(-1)
+                return np.stack([array[start : start + self.heads.size] for start in starts])
+        return np.zeros((self.heads.count, self.heads.size))
 
 
 def projection(heads: Heads) -> Projection:
@@ -110,8 +108,8 @@ def require_turnable(flow: Flow, width: int, counts: set[int]) -> None:
     ``counts``: numbers of heads that weights and biases may have.
     """
     require_weights(flow)
-    if len(flow.producers) != 1:
-        raise Blocked(f"{len(flow.producers)} products make them")
+    if [node.op_type in ("MatMul", "Gemm") for node in flow.producers] != [True]:
+        raise Blocked(f"{' and '.join(node.op_type for node in flow.producers)} make them")
     for key, axes in flow.axes.items():
         units = next(iter(axes.values()))
         if len(axes) != 1 or not _whole(units, width):
@@ -125,21 +123,9 @@ def require_turnable(flow: Flow, width: int, counts: set[int]) -> None:
             continue
         if node.op_type in ("Add", "Sub") and held == slots:
             continue
-        if node.op_type in ("Mul", "Div") and held == [0]:
-            continue
-        if node.op_type == "Mul" and held == [1]:
+        if (node.op_type in ("Mul", "Div") and held == [0]) or (node.op_type == "Mul" and held == [1]):
             continue
         raise Blocked(f"{node.op_type} {node.name} treats the channels of a head one by one")
-
-
-def require_weights(flow: Flow) -> None:
-    """Raises: Blocked unless every product's weight is its own, and float32."""
-    for node in (*flow.consumers, *flow.producers):
-        weight, _ = stored(node)
-        if len(weight.uses()) > 1 or weight.is_graph_output():
-            raise Blocked(f"{weight.name} is read by more than {node.op_type} {node.name}")
-        if weight.dtype != ir.DataType.FLOAT:
-            raise Blocked(f"{weight.name} is {weight.dtype}, only float32 is cut")
 
 
 def _whole(units: Array, width: int) -> bool:

@@ -44,20 +44,26 @@ def site_of(value: ir.Value, axis: int, units: Array) -> Site:
     """Where ``units`` along ``axis`` of ``value`` are. Raises: Blocked if they can't be removed."""
     flow = Flow(RULES, value.graph)
     flow.follow(value, axis, units)
-    weights = [(node, *stored(node)) for node in (*flow.consumers, *flow.producers)]
-    readers = [value for node, value, _ in weights if node in flow.consumers]
     if len(flow.consumers) > 1:
-        raise Blocked(f"{' and '.join(sorted(str(v.name) for v in readers))} read the same ones")
+        readers = sorted(str(stored(node)[0].name) for node in flow.consumers)
+        raise Blocked(f"{' and '.join(readers)} read the same ones")
     if not flow.consumers or not flow.producers:
         raise Blocked("no product makes them, or none reads them")
-    for node, weight, _ in weights:
+    require_weights(flow)
+    (node,) = flow.consumers
+    weight, turned = stored(node)
+    columns = flow.at(node, 1)
+    return Site(flow, node, weight, turned, next(iter(columns.values())))
+
+
+def require_weights(flow: Flow) -> None:
+    """Raises: Blocked unless every product's weight is its own, and float32."""
+    for node in (*flow.consumers, *flow.producers):
+        weight, _ = stored(node)
         if len(weight.uses()) > 1 or weight.is_graph_output():
             raise Blocked(f"{weight.name} is read by more than {node.op_type} {node.name}")
         if weight.dtype != ir.DataType.FLOAT:
             raise Blocked(f"{weight.name} is {weight.dtype}, only float32 is cut")
-    node, weight, turned = weights[0]
-    columns = flow.at(node, 1)
-    return Site(flow, node, weight, turned, next(iter(columns.values())))
 
 
 def axes_of(flow: Flow, node: ir.Node) -> Mapping[int, Array]:

@@ -53,6 +53,7 @@ def attention(form: str = "flat", kv: int = 4, **weights: Any) -> Program:
         whole = b.op("Add", whole, b.weight("bias", every.mean(0)))  # within the ranks
         widths = b.weight("widths", np.array([SIZE * h for h in (4, kv, kv)]))
         q, k, v = b.ops("Split", whole, widths, outputs=3, axis=-1)
+        v = b.op("Add", v, b.weight("shift", made["v"].mean(0)))
     elif form == "beside":
         parts = [made[n].reshape(IN, 4, 1, SIZE) for n in ("q", "k", "v")]
         whole = b.op("MatMul", x, b.weight("qkv", np.concatenate(parts, axis=2).reshape(IN, -1)))
