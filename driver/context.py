@@ -95,11 +95,11 @@ def _refuse_or_note(problems: list[Problem], options: CompileOptions, journal: J
 def precision_of(program: Program, options: CompileOptions) -> str:
     """The precision that results are judged by: ``int8`` if the source's weights are quantized already.
 
-    ``int4``, the widest tolerance, if weights are pruned or factored: it refuses rubbish, what they may cost
-    is for a budget to say, and ``driver/faithful.py`` holds all other passes to the precision's own.
+    ``pruned``, the widest tolerance, if weights are pruned or factored: it refuses rubbish, what they may
+    cost is for a budget to say, and ``driver/faithful.py`` holds all other passes to the precision's own.
     """
     if options.sparsity is not None or options.rank is not None:
-        return "int4"
+        return "pruned"
     if options.precision != "fp32":
         return options.precision
     blocked = (blocked_weight(n.outputs[0]) for n in program.main.graph if n.op_type == "DequantizeLinear")

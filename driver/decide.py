@@ -102,6 +102,8 @@ class Judge:
             failed = proof.failed
             if failed is None:
                 return replace(result, proof=proof)
+            if failed is proof and proof.faithful is not None and proof.faithful.ok:
+                raise _too_much_removed(result.lowered, failed)
             without = frozenset(result.reverted)
             culprit = find_culprit(
                 self.recipe,
@@ -196,3 +198,13 @@ class Judge:
         """What ``built`` computes from every case, against the source."""
         proof = prove(built, self.evidence, self.limit(built), self.options.threads)
         return replace(proof, faithful=self.faithfulness.proof(lowered.milestones, built))
+
+
+def _too_much_removed(lowered: Lowered, failed: Proof) -> VerificationError:
+    """The executable does what the pruned program does, and that is too far from the source."""
+    facts = "; ".join(str(item) for item in failed.found if not item.ok)
+    assert lowered.milestones is not None
+    removed = " to ".join(dict.fromkeys((lowered.milestones.first, lowered.milestones.last)))
+    fact = f"what {removed} took away changes the results of {failed.reference} too much: {facts}"
+    fix = "remove less, calibrate on real data with --calib, or raise --budget if this error is acceptable"
+    return VerificationError("verify", fact, fix)
