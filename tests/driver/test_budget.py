@@ -345,3 +345,21 @@ def test_a_language_model_is_kept_within_a_mean_kl(tmp_path: Path) -> None:
     groups = {tuple(row["weights"]): row["format"] for row in found["groups"]}
     assert ("model.layers.0.mlp.gate_proj.weight.T", "model.layers.0.mlp.up_proj.weight.T") in groups
     assert len(set(groups.values())) > 1
+
+
+@pytest.mark.slow
+def test_a_language_model_s_entries_share_weights_of_16_bits(tmp_path: Path) -> None:
+    from support.language_models import DECODERS, build
+
+    model, folder = build(*DECODERS["llama"]), tmp_path / "llama"
+    options = CompileOptions(
+        precision="int4", backend="ort", timing=0, budget=1e-5, goal="size", keep_source=False
+    )
+    with driver.compile(model, options, output=folder) as executable:
+        found = executable.report["budget"]
+        formats = [row["format"] for row in found["groups"]]
+        assert formats.count("fp16") > len(formats) / 2 and found["error"] <= 1e-5
+        weights = (folder / "weights/weights.bin").stat().st_size
+        assert weights < 0.6 * sum(parameter.numel() * 4 for parameter in model.parameters())
+        assert len(executable.generate([3, 4, 5, 6], max_tokens=4).ids) == 4
+    assert miaotui.verify(folder, reference=model).ok
