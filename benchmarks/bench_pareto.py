@@ -39,8 +39,8 @@ HALF = "fp16"
 UNIFORM = ("int4 g128", "int4 g64", "int4 g32", "int8 g128", "int8 g64", "int8 g32", "int8 g16", HALF)
 """Formats of all linear weights; the output layer, which is the embedding table too, is in 8 bits, beside
 float16 in float16, and in a second point of those of 4 bits in 4 bits like the rest."""
-FINEST = (0.00001, 0.00005, 0.0001, 0.00015, 0.0002)
-FINE = (0.00025, 0.0003, 0.00035, 0.0004, 0.00045, 0.0005, 0.0006, 0.0007, 0.001)
+FINEST = (0.0000012, 0.0000015, 0.00001, 0.00005, 0.0001, 0.00015, 0.0002)
+FINE = (0.00025, 0.0003, 0.0004, 0.00045, 0.0005, 0.0006, 0.0007, 0.001)
 BUDGETS = (*FINEST, *FINE, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.12)
 """Mean KL on the calibration text."""
 PATIENCE = 3600.0
@@ -112,7 +112,7 @@ class Evaluation:
             formats[row.format.label] = formats.get(row.format.label, 0) + 1
         size = (sum(row.nbytes for row in chosen.values()) + others(self.meter)) / 1e6
         found = Point(name, kind, size, score.kl, score.perplexity, score.change, score.top1, formats)
-        print(f"{name}: {size:.1f} MB, KL {score.kl:.4f}, ΔPPL {score.change:+.2%}", file=sys.stderr)
+        print(f"{name}: {size:.1f} MB, KL {score.kl:.3g}, ΔPPL {score.change:+.2%}", file=sys.stderr)
         return found
 
 
@@ -177,7 +177,7 @@ def table(points: Sequence[Point]) -> list[str]:
     for p in sorted(points, key=lambda p: p.megabytes):
         formats = ", ".join(f"{count} {label}" for label, count in sorted(p.formats.items()))
         lines.append(
-            f"| {p.name} | {p.kind} | {p.megabytes:.1f} | {p.kl:.4f} | {p.perplexity:.3f} "
+            f"| {p.name} | {p.kind} | {p.megabytes:.1f} | {p.kl:.3g} | {p.perplexity:.3f} "
             f"| {p.change:+.2%} | {p.top1:.3f} | {formats} |"
         )
     return lines
@@ -192,6 +192,13 @@ def better(points: Sequence[Point]) -> dict[str, tuple[float, float]]:
         for p in points
         if p.kind != "mixed" and sizes[0] <= p.megabytes <= sizes[-1]
     }
+
+
+def unbeaten(points: Sequence[Point], compare: Mapping[str, tuple[float, float]]) -> str:
+    """Which formats besides the cheapest are no worse than a mix of as many bytes, in a sentence."""
+    cheapest = min((p for p in points if p.kind != "mixed"), key=lambda p: p.megabytes)
+    names = [name for name, (own, mix) in compare.items() if mix >= own != cheapest.kl]
+    return f"Nor are beaten: {', '.join(names)}." if names else "All others are."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,12 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         *table(points),
         "",
         "At equal bytes, mixes being interpolated. The cheapest format can't be beaten: whatever is mixed in "
-        "is larger, so the mix of as many bytes is that format itself; nor is the finest: above float16 only "
-        "float32, twice its size, is left to spend bytes on.",
+        f"is larger, so the mix of as many bytes is that format itself. {unbeaten(points, compare)}",
         "",
         "| one format | its KL | mixed KL | ratio |",
         "|---|---:|---:|---:|",
-        *(f"| {name} | {own:.4f} | {mix:.4f} | {mix / own:.2f} |" for name, (own, mix) in compare.items()),
+        *(f"| {name} | {own:.3g} | {mix:.3g} | {mix / own:.2f} |" for name, (own, mix) in compare.items()),
         "",
     ]
     print("\n".join(lines))
