@@ -190,6 +190,26 @@ def test_weights_that_float16_cannot_hold_are_not_offered_in_it(
     assert report["error"]["scaled"] <= 2e-3
 
 
+@pytest.mark.parametrize(("budget", "bits"), [(0.03, 8), (2e-3, 16)])
+def test_factors_are_rounded_as_was_chosen_for_their_weight(tmp_path: Path, budget: float, bits: int) -> None:
+    rng = np.random.default_rng(0)
+    b = Builder()
+    x = b.input("x", ("batch", 256))
+    weight = rng.standard_normal((256, 48)) @ rng.standard_normal((48, 256)) / 110
+    b.output(b.op("Relu", b.op("MatMul", x, b.weight("w", weight))), "y")
+    ir.save(b.model(), tmp_path / "m.onnx")
+    enable = ("factor-weights{rank=0.4,force=true}",)
+    report = compiled(
+        tmp_path / "m.onnx", tmp_path / "out", budget=budget, goal="size", rank=0.4, enable=enable
+    )
+    (row,) = report["budget"]["groups"]
+    assert row["format"].startswith("factor-weights 0.4 + " + ("int8" if bits == 8 else "fp16"))
+    assert row["bytes"] < bits / 8 * 1.3 * 48 * (256 + 256)
+    assert report["budget"]["error"] < 3 * report["budget"]["predicted"], "what is built is what was measured"
+    hits = [hit for p in report["passes"] if p["name"] == "quantize-weights" for hit in p["hits"]]
+    assert len(hits) == 2 and all("float16" in hit if bits == 16 else "in 8 bits" in hit for hit in hits)
+
+
 def test_for_speed_float16_counts_as_what_its_kernel_makes_of_it(tmp_path: Path) -> None:
     options = CompileOptions(**{**OPTIONS, "goal": "speed"})
     for name, speed in (("ort", 1.0), ("slower", 0.9), ("faster", 1.2)):
