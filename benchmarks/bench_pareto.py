@@ -44,6 +44,9 @@ FINE = (0.00025, 0.0003, 0.0004, 0.00045, 0.0005, 0.0006, 0.0007, 0.001)
 BUDGETS = (*FINEST, *FINE, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.12)
 """Mean KL on the calibration text."""
 PATIENCE = 3600.0
+WIDE = 100.0
+PANELS = ((0.0, 1000.0), (70.0, 111.0), (140.0, 170.0))
+"""Megabytes that are plotted: all, and where those of 4 and of 8 bits are; panels over ``WIDE`` name few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,30 +147,36 @@ def finer(label: str) -> list[str]:
 
 
 def plot(points: Sequence[Point], path: Path) -> None:
-    """KL over megabytes, both kinds."""
+    """KL over megabytes, all kinds: the whole, and where 4 and 8 bits crowd."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), dpi=150)
+    figure, panels = pyplot.subplots(1, 3, figsize=(13.5, 4.8), dpi=150)
+    for axes, (least, most) in zip(panels, PANELS, strict=True):
+        _panel(axes, [p for p in points if least <= p.megabytes <= most], most - least < WIDE)
+    panels[0].set(ylabel="mean KL to the float32 source, nats a token")
+    panels[2].legend(loc="upper right")
+    figure.suptitle("SmolLM2-135M: formats mixed by measured sensitivity")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _panel(axes: Any, points: Sequence[Point], near: bool) -> None:
     styles = {"mixed": ("o-", "tab:blue", "mixed by budget"), "uniform": ("s", "tab:red", "one format"),
               "uniform 4-bit head": ("^", "tab:orange", "one format, output layer too")}  # fmt: skip
     for kind, (marker, color, label) in styles.items():
         chosen = sorted((p for p in points if p.kind == kind), key=lambda p: p.megabytes)
         axes.plot([p.megabytes for p in chosen], [p.kl for p in chosen], marker, color=color, label=label)
-        for place, point in enumerate(chosen if kind != "mixed" else ()):
-            above = place % 2 == 0
-            axes.annotate(
-                point.name, (point.megabytes, point.kl), (0, 7 if above else -8), fontsize=8,
-                textcoords="offset points", ha="center", va="bottom" if above else "top",
-            )  # fmt: skip
-    axes.set(xlabel="weights, MB", ylabel="mean KL to the float32 source, nats a token", yscale="log",
-             title="SmolLM2-135M: formats mixed by measured sensitivity")  # fmt: skip
+        for point in chosen if kind != "mixed" else ():
+            if near or point.name == HALF:
+                axes.annotate(
+                    point.name, (point.megabytes, point.kl), (6, 4), fontsize=8, textcoords="offset points"
+                )
+    axes.set(xlabel="weights, MB", yscale="log")
+    axes.margins(x=0.12)
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
 
 
 def table(points: Sequence[Point]) -> list[str]:
@@ -198,7 +207,15 @@ def unbeaten(points: Sequence[Point], compare: Mapping[str, tuple[float, float]]
     """Which formats besides the cheapest are no worse than a mix of as many bytes, in a sentence."""
     cheapest = min((p for p in points if p.kind != "mixed"), key=lambda p: p.megabytes)
     names = [name for name, (own, mix) in compare.items() if mix >= own != cheapest.kl]
-    return f"Nor are beaten: {', '.join(names)}." if names else "All others are."
+    return f"Nor are beaten: {', '.join(names)}." if names else "All others are beaten."
+
+
+def as_stored(rows: Mapping[Group, Sequence[Row]]) -> str:
+    """Which weights the GGUF file keeps in 8 bits already, so that blocks of 32 change less than float16."""
+    errors = {group.name: {row.format.label: row.error for row in listed} for group, listed in rows.items()}
+    names = [name for name, by_label in errors.items() if by_label["int8 g32"] < by_label[HALF]]
+    told = f" In int8 g32 {', '.join(names)} loses less than in float16: the GGUF file keeps it so."
+    return told if names else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -259,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         *table(points),
         "",
         "At equal bytes, mixes being interpolated. The cheapest format can't be beaten: whatever is mixed in "
-        f"is larger, so the mix of as many bytes is that format itself. {unbeaten(points, compare)}",
+        "is larger, so the mix of as many bytes is that format itself. "
+        f"{unbeaten(points, compare)}{as_stored(rows)}",
         "",
         "| one format | its KL | mixed KL | ratio |",
         "|---|---:|---:|---:|",
