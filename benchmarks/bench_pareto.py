@@ -157,7 +157,7 @@ def plot(points: Sequence[Point], path: Path) -> None:
     for axes, (least, most) in zip(panels, PANELS, strict=True):
         _panel(axes, [p for p in points if least <= p.megabytes <= most], most - least < WIDE)
     panels[0].set(ylabel="mean KL to the float32 source, nats a token")
-    panels[2].legend(loc="upper right")
+    panels[1].legend(loc="lower left")
     figure.suptitle("SmolLM2-135M: formats mixed by measured sensitivity")
     figure.tight_layout()
     figure.savefig(path)
