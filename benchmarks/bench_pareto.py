@@ -39,11 +39,14 @@ HALF = "fp16"
 UNIFORM = ("int4 g128", "int4 g64", "int4 g32", "int8 g128", "int8 g64", "int8 g32", "int8 g16", HALF)
 """Formats of all linear weights; the output layer, which is the embedding table too, is in 8 bits, beside
 float16 in float16, and in a second point of those of 4 bits in 4 bits like the rest."""
-FINEST = (0.00001, 0.00005, 0.0001, 0.00015, 0.0002)
-FINE = (0.00025, 0.0003, 0.00035, 0.0004, 0.00045, 0.0005, 0.0006, 0.0007, 0.001)
+FINEST = (0.0000012, 0.0000015, 0.00001, 0.00005, 0.0001, 0.00015, 0.0002)
+FINE = (0.00025, 0.0003, 0.0004, 0.00045, 0.0005, 0.0006, 0.0007, 0.001)
 BUDGETS = (*FINEST, *FINE, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.12)
 """Mean KL on the calibration text."""
 PATIENCE = 3600.0
+WIDE = 100.0
+PANELS = ((0.0, 1000.0), (70.0, 111.0), (140.0, 170.0))
+"""Megabytes that are plotted: all, and where those of 4 and of 8 bits are; panels over ``WIDE`` name few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class Evaluation:
             formats[row.format.label] = formats.get(row.format.label, 0) + 1
         size = (sum(row.nbytes for row in chosen.values()) + others(self.meter)) / 1e6
         found = Point(name, kind, size, score.kl, score.perplexity, score.change, score.top1, formats)
-        print(f"{name}: {size:.1f} MB, KL {score.kl:.4f}, ΔPPL {score.change:+.2%}", file=sys.stderr)
+        print(f"{name}: {size:.1f} MB, KL {score.kl:.3g}, ΔPPL {score.change:+.2%}", file=sys.stderr)
         return found
 
 
@@ -144,30 +147,36 @@ def finer(label: str) -> list[str]:
 
 
 def plot(points: Sequence[Point], path: Path) -> None:
-    """KL over megabytes, both kinds."""
+    """KL over megabytes, all kinds: the whole, and where 4 and 8 bits crowd."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), dpi=150)
+    figure, panels = pyplot.subplots(1, 3, figsize=(13.5, 4.8), dpi=150)
+    for axes, (least, most) in zip(panels, PANELS, strict=True):
+        _panel(axes, [p for p in points if least <= p.megabytes <= most], most - least < WIDE)
+    panels[0].set(ylabel="mean KL to the float32 source, nats a token")
+    panels[1].legend(loc="lower left")
+    figure.suptitle("SmolLM2-135M: formats mixed by measured sensitivity")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _panel(axes: Any, points: Sequence[Point], near: bool) -> None:
     styles = {"mixed": ("o-", "tab:blue", "mixed by budget"), "uniform": ("s", "tab:red", "one format"),
               "uniform 4-bit head": ("^", "tab:orange", "one format, output layer too")}  # fmt: skip
     for kind, (marker, color, label) in styles.items():
         chosen = sorted((p for p in points if p.kind == kind), key=lambda p: p.megabytes)
         axes.plot([p.megabytes for p in chosen], [p.kl for p in chosen], marker, color=color, label=label)
-        for place, point in enumerate(chosen if kind != "mixed" else ()):
-            above = place % 2 == 0
-            axes.annotate(
-                point.name, (point.megabytes, point.kl), (0, 7 if above else -8), fontsize=8,
-                textcoords="offset points", ha="center", va="bottom" if above else "top",
-            )  # fmt: skip
-    axes.set(xlabel="weights, MB", ylabel="mean KL to the float32 source, nats a token", yscale="log",
-             title="SmolLM2-135M: formats mixed by measured sensitivity")  # fmt: skip
+        for point in chosen if kind != "mixed" else ():
+            if near or point.name == HALF:
+                axes.annotate(
+                    point.name, (point.megabytes, point.kl), (6, 4), fontsize=8, textcoords="offset points"
+                )
+    axes.set(xlabel="weights, MB", yscale="log")
+    axes.margins(x=0.12)
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
 
 
 def table(points: Sequence[Point]) -> list[str]:
@@ -177,7 +186,7 @@ def table(points: Sequence[Point]) -> list[str]:
     for p in sorted(points, key=lambda p: p.megabytes):
         formats = ", ".join(f"{count} {label}" for label, count in sorted(p.formats.items()))
         lines.append(
-            f"| {p.name} | {p.kind} | {p.megabytes:.1f} | {p.kl:.4f} | {p.perplexity:.3f} "
+            f"| {p.name} | {p.kind} | {p.megabytes:.1f} | {p.kl:.3g} | {p.perplexity:.3f} "
             f"| {p.change:+.2%} | {p.top1:.3f} | {formats} |"
         )
     return lines
@@ -192,6 +201,21 @@ def better(points: Sequence[Point]) -> dict[str, tuple[float, float]]:
         for p in points
         if p.kind != "mixed" and sizes[0] <= p.megabytes <= sizes[-1]
     }
+
+
+def unbeaten(points: Sequence[Point], compare: Mapping[str, tuple[float, float]]) -> str:
+    """Which formats besides the cheapest are no worse than a mix of as many bytes, in a sentence."""
+    cheapest = min((p for p in points if p.kind != "mixed"), key=lambda p: p.megabytes)
+    names = [name for name, (own, mix) in compare.items() if mix >= own != cheapest.kl]
+    return f"Nor are beaten: {', '.join(names)}." if names else "All others are beaten."
+
+
+def as_stored(rows: Mapping[Group, Sequence[Row]]) -> str:
+    """Which weights the GGUF file keeps in 8 bits already, so that blocks of 32 change less than float16."""
+    errors = {group.name: {row.format.label: row.error for row in listed} for group, listed in rows.items()}
+    names = [name for name, by_label in errors.items() if by_label["int8 g32"] < by_label[HALF]]
+    told = f" In int8 g32 {', '.join(names)} loses less than in float16: the GGUF file keeps it so."
+    return told if names else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,12 +276,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         *table(points),
         "",
         "At equal bytes, mixes being interpolated. The cheapest format can't be beaten: whatever is mixed in "
-        "is larger, so the mix of as many bytes is that format itself; nor is the finest: above float16 only "
-        "float32, twice its size, is left to spend bytes on.",
+        "is larger, so the mix of as many bytes is that format itself. "
+        f"{unbeaten(points, compare)}{as_stored(rows)}",
         "",
         "| one format | its KL | mixed KL | ratio |",
         "|---|---:|---:|---:|",
-        *(f"| {name} | {own:.4f} | {mix:.4f} | {mix / own:.2f} |" for name, (own, mix) in compare.items()),
+        *(f"| {name} | {own:.3g} | {mix:.3g} | {mix / own:.2f} |" for name, (own, mix) in compare.items()),
         "",
     ]
     print("\n".join(lines))

@@ -83,9 +83,11 @@ class PassContext:
     def chosen(self, step: PassT, weight: str) -> PassT | None:
         """``step`` with the options that the plan has for ``weight``; None if it is to be left alone.
 
-        Without an entry it is ``step`` itself. Raises: OptionError if the entry does not parse.
+        Factors of a weight (``w.in``, ``w.out``) take what was chosen for it. Without an entry it is ``step``
+        itself. Raises: OptionError if the entry does not parse.
         """
-        text = self.plan.get(step.name, {}).get(weight)
+        known = self.plan.get(step.name, {})
+        text = known.get(weight, known.get(weight.removesuffix(".in").removesuffix(".out")))
         if text is None:
             return step
         return None if text == OFF else cast("PassT", step.with_options(text))

@@ -47,6 +47,11 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     return ir.tensor(np.asarray(attr.value, dtype))
 
 
+def is_widening(node: ir.Node) -> bool:
+    """Whether it is the Cast of a weight that a pass stored in fewer bits than are computed with."""
+    return STORED in node.metadata_props
+
+
 def read_once(tensor: ir.TensorProtocol) -> Array:
     """A tensor's array, read for once: an external tensor's file is mapped no longer than the array lives.
 

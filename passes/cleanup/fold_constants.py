@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ...compiler.ir.constants import STORED, constant, constant_tensor
+from ...compiler.ir.constants import constant, constant_tensor, is_widening
 from ...compiler.ir.rewrite import Rewriter
 from ...compiler.program import OPSET
 from ...compiler.reference import Array
@@ -53,7 +53,7 @@ class FoldConstants(RewritePass):
             skip()
         if any((o.dtype or ir.DataType.UNDEFINED).bitwidth < 8 for o in node.outputs if o.dtype is not None):
             skip()
-        if STORED in node.metadata_props:
+        if is_widening(node):
             decline("its input is stored in fewer bits")
         if node.op_type == "Transpose" and inputs[0].const_value is not None and self._large(inputs[0]):
             return _transpose_lazily(node, inputs[0], at)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from ...compiler.ir.constants import is_constant
+from ...compiler.ir.constants import is_constant, is_widening
 from ...compiler.reference import Array
 from ..base import Note
 from ..logits import are_ids
@@ -232,7 +232,8 @@ def _has_weight(node: ir.Node) -> bool:
     value = node.inputs[1]
     while value is not None and not is_constant(value):
         maker = value.producer()
-        if maker is None or maker.op_type not in ("Transpose", "DequantizeLinear"):
+        moves = maker is not None and maker.op_type in ("Transpose", "DequantizeLinear")
+        if maker is None or not (moves or is_widening(maker)):
             return False
         value = maker.inputs[0]
     return value is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ...compiler.ir.constants import is_constant
+from ...compiler.ir.constants import is_constant, is_widening
 from ...compiler.ir.rewrite import Rewriter
 from .flow import Blocked, Flow, Found, Rule, integers, rank, size
 from .flow_attention import ATTENTION
@@ -70,9 +70,9 @@ def _product(node: ir.Node, flow: Flow, inner_x: int, inner_w: int, row: int, co
 
 
 def _is_weight(value: ir.Value | None) -> bool:
-    """Whether it is constant, as it is or transposed."""
+    """Whether it is constant, as it is, transposed or stored in fewer bits."""
     maker = None if value is None else value.producer()
-    if maker is not None and maker.op_type in ("Transpose", "DequantizeLinear"):
+    if maker is not None and (maker.op_type in ("Transpose", "DequantizeLinear") or is_widening(maker)):
         return _is_weight(maker.inputs[0])
     return is_constant(value)
 

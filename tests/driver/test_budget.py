@@ -190,6 +190,26 @@ def test_weights_that_float16_cannot_hold_are_not_offered_in_it(
     assert report["error"]["scaled"] <= 2e-3
 
 
+@pytest.mark.parametrize(("budget", "bits"), [(0.03, 8), (2e-3, 16)])
+def test_factors_are_rounded_as_was_chosen_for_their_weight(tmp_path: Path, budget: float, bits: int) -> None:
+    rng = np.random.default_rng(0)
+    b = Builder()
+    x = b.input("x", ("batch", 256))
+    weight = rng.standard_normal((256, 48)) @ rng.standard_normal((48, 256)) / 110
+    b.output(b.op("Relu", b.op("MatMul", x, b.weight("w", weight))), "y")
+    ir.save(b.model(), tmp_path / "m.onnx")
+    enable = ("factor-weights{rank=0.4,force=true}",)
+    report = compiled(
+        tmp_path / "m.onnx", tmp_path / "out", budget=budget, goal="size", rank=0.4, enable=enable
+    )
+    (row,) = report["budget"]["groups"]
+    assert row["format"].startswith("factor-weights 0.4 + " + ("int8" if bits == 8 else "fp16"))
+    assert row["bytes"] < bits / 8 * 1.3 * 48 * (256 + 256)
+    assert report["budget"]["error"] < 3 * report["budget"]["predicted"], "what is built is what was measured"
+    hits = [hit for p in report["passes"] if p["name"] == "quantize-weights" for hit in p["hits"]]
+    assert len(hits) == 2 and all("float16" in hit if bits == 16 else "in 8 bits" in hit for hit in hits)
+
+
 def test_for_speed_float16_counts_as_what_its_kernel_makes_of_it(tmp_path: Path) -> None:
     options = CompileOptions(**{**OPTIONS, "goal": "speed"})
     for name, speed in (("ort", 1.0), ("slower", 0.9), ("faster", 1.2)):
@@ -345,3 +365,21 @@ def test_a_language_model_is_kept_within_a_mean_kl(tmp_path: Path) -> None:
     groups = {tuple(row["weights"]): row["format"] for row in found["groups"]}
     assert ("model.layers.0.mlp.gate_proj.weight.T", "model.layers.0.mlp.up_proj.weight.T") in groups
     assert len(set(groups.values())) > 1
+
+
+@pytest.mark.slow
+def test_a_language_model_s_entries_share_weights_of_16_bits(tmp_path: Path) -> None:
+    from support.language_models import DECODERS, build
+
+    model, folder = build(*DECODERS["llama"]), tmp_path / "llama"
+    options = CompileOptions(
+        precision="int4", backend="ort", timing=0, budget=1e-5, goal="size", keep_source=False
+    )
+    with driver.compile(model, options, output=folder) as executable:
+        found = executable.report["budget"]
+        formats = [row["format"] for row in found["groups"]]
+        assert formats.count("fp16") > len(formats) / 2 and found["error"] <= 1e-5
+        weights = (folder / "weights/weights.bin").stat().st_size
+        assert weights < 0.6 * sum(parameter.numel() * 4 for parameter in model.parameters())
+        assert len(executable.generate([3, 4, 5, 6], max_tokens=4).ids) == 4
+    assert miaotui.verify(folder, reference=model).ok

@@ -96,6 +96,8 @@ def inputs_of(program: Program, entry: str) -> dict[str, Array]:
         ("llama", 2, "fp32", "group-query-attention"),  # the semantic operators
         ("gpt2", 4, "fp32", ""),  # fused query, key and value, biases, tied tables
         ("gpt2", 2, "int4", ""),  # blocks
+        ("llama", 2, "fp16", ""),  # stored in 16 bits
+        ("gpt2", 2, "fp16", ""),
         ("gpt2", 2, "int8", ""),  # rounded by the greatest element: gathered in front of that
         ("falcon", 2, "fp32", ""),  # one KV head, on all ranks
         ("bloom", 2, "fp32", ""),  # a bias for every head
