@@ -66,7 +66,7 @@ def test_the_certificate_says_what_pruning_costs_and_that_the_rest_is_exact(
     report = compiled(stack(tmp_path / "m.onnx"), tmp_path / "m", precision=precision)
     error, faithful = report["error"], report["error"]["faithful"]
     tolerance = {"fp32": 1e-4, "int8": 5e-2}[precision]
-    assert error["ok"] and error["tolerance"] == 1.0 and error["scaled"] > 1e-3
+    assert error["ok"] and error["tolerance"] == 0.5 and error["scaled"] > 1e-3
     assert faithful["ok"] and faithful["scaled"] <= faithful["tolerance"] == tolerance
     assert faithful["reference"] == "the program after prune-weights, not optimized otherwise"
     assert faithful["outputs"].keys() == {"y", "before prune-weights: y"}

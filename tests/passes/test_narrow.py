@@ -9,10 +9,12 @@ import pytest
 from miaotui.compiler.errors import OptionError
 from miaotui.compiler.ir.builder import Builder
 from miaotui.compiler.ir.evaluate import evaluate
+from miaotui.compiler.options import CompileOptions
 from miaotui.compiler.program import Program
 from miaotui.passes.base import PassContext
 from miaotui.passes.moments import Moment
 from miaotui.passes.observers import run_pipeline
+from miaotui.passes.pipeline import pipeline
 from miaotui.passes.precision.weights import QuantizeWeights
 from miaotui.passes.sparsity import NarrowHeads, PruneHeads
 from miaotui.passes.sparsity.bases import fitted, score_bases, value_bases
@@ -190,6 +192,16 @@ def test_the_budget_says_which_layers_stay() -> None:
     program = attention()
     run_pass(NarrowHeads(share=0.25), program, PassContext(plan={"narrow-heads": {"o": "share=0.5"}}))
     assert array(program, "o").shape == (32, 24)
+
+
+def test_channels_on_the_command_line_stand_for_those_of_heads_too() -> None:
+    def steps(**options: Any) -> dict[str, Any]:
+        return {step.name: step for step in pipeline(CompileOptions(sparsity="channels:0.4", **options))}
+
+    assert steps()["narrow-heads"] == NarrowHeads(share=0.4)
+    assert steps(backend="native")["narrow-heads"] == NarrowHeads(share=0.4, values_alone=True)
+    assert {"narrow-heads", "prune-channels"} & steps(budget=0.1).keys() == {"prune-channels"}
+    assert "narrow-heads" not in {step.name for step in pipeline(CompileOptions(sparsity="heads:0.4"))}
 
 
 def test_options_out_of_range() -> None:

@@ -15,7 +15,7 @@ from miaotui.passes.base import PassContext
 from miaotui.passes.cleanup import CLEANUP
 from miaotui.passes.raising import RAISING
 from miaotui.passes.sparsity import NarrowHeads
-from support.language_models import DECODERS, TRANSLATORS, build, imported
+from support.language_models import BERT, DECODERS, TRANSLATORS, build, imported
 from support.native_stepping import example, native_stepper
 from support.rewriting import assert_same, reasons, run_pass
 from support.stepping import Stepper, assert_steps_equal_whole, lowered
@@ -27,13 +27,6 @@ SIZE = 16
 """Channels of every head."""
 
 PROMPTS = [[7, 42, 250, 3, 3, 99], [120, 8, 15]]
-BERT = (
-    "BertModel", "BertConfig",
-    {
-        "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 104, "max_position_embeddings": 64,
-    },
-)  # fmt: skip
 FAMILIES: dict[str, Any] = {**DECODERS, **TRANSLATORS, "bert": BERT}
 PROJECTIONS = re.compile(r"(query|key|value|q_proj|k_proj|v_proj|qkv_proj|c_attn|query_key_value|\.[qkv])$")
 

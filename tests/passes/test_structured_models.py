@@ -15,7 +15,7 @@ from miaotui.passes.base import PassContext
 from miaotui.passes.cleanup import CLEANUP
 from miaotui.passes.raising import RAISING
 from miaotui.passes.sparsity import PruneChannels, PruneHeads
-from support.language_models import DECODERS, TRANSLATORS, build, generated, imported
+from support.language_models import BERT, DECODERS, TRANSLATORS, build, generated, imported
 from support.native_stepping import example, native_stepper
 from support.rewriting import assert_same, run_pass
 from support.stepping import Stepper, assert_steps_equal_whole, lowered
@@ -25,13 +25,6 @@ pytest.importorskip("transformers")
 
 SPARSITY = "heads:0.5,channels:0.4"
 PROMPTS = [[7, 42, 250, 3, 3, 99], [120, 8, 15]]
-BERT = (
-    "BertModel", "BertConfig",
-    {
-        "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 104, "max_position_embeddings": 64,
-    },
-)  # fmt: skip
 FAMILIES: dict[str, Any] = {**DECODERS, **TRANSLATORS, "bert": BERT}
 
 

@@ -103,6 +103,16 @@ TRANSLATORS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 """The same for encoder-decoders."""
 
 
+BERT: tuple[str, str, Mapping[str, Any]] = (
+    "BertModel", "BertConfig",
+    {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 104, "max_position_embeddings": 64,
+    },
+)  # fmt: skip
+"""The same of an encoder."""
+
+
 def build(architecture: str, config: str, options: Mapping[str, Any]) -> Any:
     """The model with random weights that keep activations near unit scale."""
     transformers = importlib.import_module("transformers")
