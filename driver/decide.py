@@ -11,7 +11,7 @@ from ..compiler.options import CompileOptions
 from ..passes.lowering.tvm import TuneKernels
 from ..passes.pipeline import offered, pipeline
 from ..runtime.bench import BenchResult
-from ..runtime.compare import Limit
+from ..runtime.compare import Difference, Limit
 from .bisect import IMPORT, find_culprit
 from .context import check_session, precision_of
 from .decision import Decision
@@ -102,8 +102,8 @@ class Judge:
             failed = proof.failed
             if failed is None:
                 return replace(result, proof=proof)
-            if failed is proof and proof.faithful is not None and proof.faithful.ok:
-                raise _too_much_removed(result.lowered, failed)
+            if proof.faithful is not None and (lost := self.faithfulness.removed_too_much(proof.limit)):
+                raise _too_much_removed(result.lowered, proof.reference, lost)
             without = frozenset(result.reverted)
             culprit = find_culprit(
                 self.recipe,
@@ -200,11 +200,11 @@ class Judge:
         return replace(proof, faithful=self.faithfulness.proof(lowered.milestones, built))
 
 
-def _too_much_removed(lowered: Lowered, failed: Proof) -> VerificationError:
-    """The executable does what the pruned program does, and that is too far from the source."""
-    facts = "; ".join(str(item) for item in failed.found if not item.ok)
+def _too_much_removed(lowered: Lowered, reference: str, lost: tuple[Difference, ...]) -> VerificationError:
+    """Pruning or factoring alone takes the results too far from the source's."""
     assert lowered.milestones is not None
     removed = " to ".join(dict.fromkeys((lowered.milestones.first, lowered.milestones.last)))
-    fact = f"what {removed} took away changes the results of {failed.reference} too much: {facts}"
+    facts = "; ".join(map(str, lost))
+    fact = f"what {removed} took away changes the results of {reference} too much: {facts}"
     fix = "remove less, calibrate on real data with --calib, or raise --budget if this error is acceptable"
     return VerificationError("verify", fact, fix)

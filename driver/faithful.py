@@ -78,6 +78,13 @@ class Faithfulness:
         found = prove(built, Evidence(name, cases), self.limit(vocabulary), self.options.threads)
         return replace(found, found=(*exact, *found.found))
 
+    def removed_too_much(self, limit: Limit) -> tuple[Difference, ...]:
+        """What the program with approximated weights, proved against last, exceeds ``limit`` by itself."""
+        cases = () if self._known is None else self._known[2]
+        pairs = zip(cases, self.evidence.cases, strict=bool(cases))
+        found = (differences(made.expected, case.expected, limit) for made, case in pairs)
+        return tuple(item for each in found for item in each if not item.ok)
+
     def _exact(self, milestones: Milestones, vocabulary: int | None) -> tuple[Difference, ...]:
         limit, place = self._plain(vocabulary, "fp32"), f"before {milestones.first}"
         pairs = zip(self._run(milestones.exact), self.evidence.cases, strict=True)

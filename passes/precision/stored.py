@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,13 +49,7 @@ class StoreWeights(Pass):
         form = FORMATS[self.dtype]
         known: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol | str]] = {}
         for model in program.entries.values():
-            for value in tuple(model.graph.initializers.values()):
-                tensor = constant_tensor(value)
-                if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < self.least:
-                    continue
-                readers = {use.node for use in value.uses()}
-                if value.is_graph_output() or not readers or is_inner(model.graph, readers):
-                    continue
+            for value, tensor, _ in storable(model.graph, self.least):
                 name = str(value.name)
                 if id(tensor) not in known:  # the tensor is held too: an id is its own only while it lives
                     why = loss(tensor, saturate=False, divides=False, form=form)
@@ -71,9 +66,16 @@ class StoreWeights(Pass):
         return PassResult(len(hits), tuple(hits), tuple(declined))
 
 
-def is_inner(graph: ir.Graph, readers: set[ir.Node]) -> bool:
-    """Whether a subgraph reads what ``readers`` do."""
-    return any(node.graph is not graph for node in readers)
+def storable(graph: ir.Graph, least: int) -> Iterator[tuple[ir.Value, ir.TensorProtocol, frozenset[ir.Node]]]:
+    """float32 initializers of ``least`` elements that no subgraph reads, and the nodes that do."""
+    for value in tuple(graph.initializers.values()):
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < least:
+            continue
+        readers = frozenset(use.node for use in value.uses())
+        inner = any(node.graph is not graph for node in readers)
+        if readers and not inner and not value.is_graph_output():
+            yield value, tensor, readers
 
 
 def store(value: ir.Value, narrow: ir.TensorProtocol, name: str, step: str) -> None:

@@ -69,9 +69,9 @@ def fitted(weight: Array, matrix: Array, basis: Array) -> Array:
     W·M·E·(EᵀME)⁻¹, in least squares for the damped moment M.
     """
     moment = damped(matrix)
-    turned = moment @ basis
-    right = weight.astype(np.float64) @ turned
-    return np.linalg.solve(basis.T @ turned, right.T).T.astype(np.float32)
+    shared = moment @ basis
+    right = weight.astype(np.float64) @ shared
+    return np.linalg.solve(basis.T @ shared, right.T).T.astype(np.float32)
 
 
 def turned(array: Array, axis: int, units: Array, bases: Sequence[Array]) -> Array:

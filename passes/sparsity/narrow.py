@@ -11,7 +11,8 @@ from ...compiler.program import Program
 from ..base import NoMatch, Note, Pass, PassContext, PassResult, decline
 from ..moments import LazyMoments
 from .flow import Blocked
-from .narrower import Attended, Narrowing
+from .narrowing import Attended, Narrowing
+from .structured import require_share
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ class NarrowHeads(Pass):
 
     def __post_init__(self) -> None:
         place = f"pass {self.name}"
-        if not 0 < self.share < 1:
-            fact = f"share={self.share} is no share between 0 and 1"
-            raise OptionError(place, fact, "give one such as 0.3")
+        require_share(place, self.share)
         if self.multiple < 1:
             raise OptionError(place, f"multiple={self.multiple} is less than 1", "use 8, or 1 for any count")
 

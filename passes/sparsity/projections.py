@@ -93,6 +93,8 @@ class Projection:
 
 def projection(heads: Heads) -> Projection:
     """What makes ``heads``. Raises: Blocked if they can't be in another basis."""
+    if len(heads.value.uses()) > 1:
+        raise Blocked(f"more than the attention reads {heads.value.name}")
     flow = Flow(RULES, heads.value.graph, ends=frozenset({heads.value}))
     flow.follow(heads.value, *heads.units())
     if flow.consumers:

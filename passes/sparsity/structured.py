@@ -24,6 +24,12 @@ Pools: TypeAlias = "Sequence[Array]"
 """Units that lose equally many: all together, or group by group."""
 
 
+def require_share(place: str, share: float) -> None:
+    """Raises: OptionError unless it is a share of something."""
+    if not 0 < share < 1:
+        raise OptionError(place, f"share={share} is no share between 0 and 1", "give one such as 0.3")
+
+
 @dataclass(frozen=True)
 class PruneUnits(Pass):
     """Base of passes that remove units of layers.
@@ -40,9 +46,7 @@ class PruneUnits(Pass):
 
     def __post_init__(self) -> None:
         place = f"pass {self.name}"
-        if not 0 < self.share < 1:
-            fact = f"share={self.share} is no share between 0 and 1"
-            raise OptionError(place, fact, "give one such as 0.3")
+        require_share(place, self.share)
         if self.method not in METHODS:
             raise OptionError(place, f"no method {self.method!r}", f"use one of {', '.join(METHODS)}")
 

@@ -84,6 +84,9 @@ def attention(form: str = "flat", kv: int = 4, **weights: Any) -> Program:
     if heads_first:
         y = b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1, 3]), b.weight("flat", np.array([0, 0, 64])))
     b.output(b.op("MatMul", y, b.weight("o", normal(64, 24)), name="read"), "y")
+    if form == "shared":
+        other = b.op("MatMul", x, b.weight("v2", normal(IN, 16 * kv)))
+        b.output(b.op("Attention", q, k, other, is_causal=1, name="second", **counts), "z")
     return b.program()
 
 
@@ -163,6 +166,7 @@ def test_score_bases_leave_what_the_best_approximation_leaves() -> None:
     ("form", "options", "why"),
     [
         ("normed", {}, "LayerNormalization"),
+        ("shared", {}, "more than the attention reads"),
         ("weighed", {}, "treats the channels of a head one by one"),
         ("flat", {"keep": ("o",)}, "to be kept"),
         ("flat", {"share": 0.3}, "30% of 16 channels of a head is none if a multiple of 8 stays"),

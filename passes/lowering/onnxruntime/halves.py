@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from ....compiler.ir.constants import constant_tensor, read_once
+from ....compiler.ir.constants import read_once
 from ....compiler.program import HALVES, Program
 from ...base import Note, Pass, PassContext, PassResult
 from ...precision.half import FP16, half, is_exact
-from ...precision.stored import is_inner, store
+from ...precision.stored import storable, store
 
 _READERS = frozenset(("MatMul", "FusedMatMul", "Gemm", "Gather", "Transpose"))
 """What reads weights; scales of blocks, which are float16 numbers too, belong to their kernels."""
@@ -37,14 +37,8 @@ class StoreHalves(Pass):
         hits: list[Note] = []
         known: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol | None]] = {}
         for model in program.entries.values():
-            for value in tuple(model.graph.initializers.values()):
-                tensor = constant_tensor(value)
-                if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < self.least:
-                    continue
-                readers = {use.node for use in value.uses()}
-                if len(tensor.shape) != 2 or value.is_graph_output() or not readers:
-                    continue
-                if any(node.op_type not in _READERS for node in readers) or is_inner(model.graph, readers):
+            for value, tensor, readers in storable(model.graph, self.least):
+                if len(tensor.shape) != 2 or any(node.op_type not in _READERS for node in readers):
                     continue
                 name = str(value.name)
                 if id(tensor) not in known:  # the tensor is held too: an id is its own only while it lives
