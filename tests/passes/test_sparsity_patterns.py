@@ -39,7 +39,7 @@ def test_as_many_elements_go_as_asked(rows: int, columns: int, share: float, per
     if per_row:
         assert (gone == round(share * columns)).all()
     else:
-        assert gone.sum() == round(share * rows * columns)
+        assert abs(gone.sum() - share * rows * columns) < 0.5 + 1e-9, "the nearest, whatever half rounds to"
 
 
 def test_the_greatest_elements_stay() -> None:
